@@ -47,6 +47,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory of the machine or the device is exhausted."""
+    # On the CPU, PyTorch raises a RuntimeError like any other.
+    is_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or is_cpu
+
+
 def set_threads(number: int | None) -> None:
     """Set the number of CPU threads; None leaves PyTorch's choice."""
     if number is None:

@@ -41,10 +41,15 @@ class CheckpointError(StemformerError):
 
 
 class TrainingError(StemformerError):
-    """Training cannot continue: a loss or gradient is not finite, or ranks are lost (with the exit code of their error)."""
+    """Training cannot continue: a loss or gradient is not finite, or ranks or runs failed (with the exit code of their error).
+
+    Attributes:
+        cause: The message without its advice, which is that for a single run.
+    """
 
     exit_code = 4
 
-    def __init__(self, message: str, *, exit_code: int = 4) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, advice: str = "", exit_code: int = 4) -> None:
+        super().__init__(f"{message} {advice}" if advice else message)
+        self.cause = message
         self.exit_code = exit_code

@@ -19,6 +19,7 @@ from stemformer.progress import Silent
 from stemformer.tasks.dataset import load_labelled_task
 from stemformer.tasks.metrics import metric_names
 from stemformer.tasks.sequence_classification import SequenceClassification
+from stemformer.training import context as training_context
 from stemformer.training import loop
 
 KINDS = {
@@ -211,7 +212,7 @@ def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(run, tmp_path, kin
     assert_same_weights(tmp_path / "full" / "final", tmp_path / "parts" / "final")
     assert log_of(tmp_path / "full") == log_of(tmp_path / "parts")
     for result in (full, resumed):
-        for name in ("run", "model", "report", "seconds"):
+        for name in ("run", "model", "report", "seconds", "evaluation_seconds"):
             result.pop(name)
     assert full == resumed
 
@@ -261,7 +262,9 @@ def test_runs_show_the_main_metric_with_its_final_value(finetuned, kind, name, t
 def test_resuming_a_finished_run_returns_the_same_result(run):
     first = run("qa")
     again = run("qa", resume=True)
-    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in again.items() if k != "seconds"}
+    assert {k: v for k, v in first.items() if "seconds" not in k} == {
+        k: v for k, v in again.items() if "seconds" not in k
+    }
 
 
 @pytest.mark.parametrize(
@@ -307,16 +310,48 @@ def test_patience_ends_a_run_at_its_best_model(run, tmp_path, saved):
     assert_same_weights(best, tmp_path / "run" / "final")
 
 
-def test_time_limits_a_run_that_ends_at_its_last_step_when_resumed(run, tmp_path):
+class Clock:
+    """Clock of the training loop that only a run itself advances: by a hundredth of a second each time it is read."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        self.now += 0.01
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    for module in (finetuning, loop, training_context):
+        monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_time_limits_a_run_that_ends_at_its_last_step_when_resumed(run, clock, tmp_path):
     first = run("class", steps=None, time=1.5)
-    assert first["steps"] > 2
     times = [line["seconds"] for line in read_jsonl(tmp_path / "run" / "log.jsonl")]
     assert times == sorted(times)
-    assert times[-1] > 1.2
+    assert times[-1] == pytest.approx(1.5, abs=0.2)
     again = run("class", steps=None, time=1.5, resume=True)
-    assert again["steps"] == first["steps"]
+    assert again["steps"] == first["steps"] > 20
+    assert again["seconds"] == first["seconds"]
     with pytest.raises(ConfigError, match="Several training budgets: --steps, --time"):
         run("class", out="other", time=1.5)
+
+
+def test_evaluation_after_the_last_step_is_not_in_the_budget_but_in_the_result(run, clock, monkeypatch):
+    predict = finetuning.predict_scores
+
+    def slow(*args, **options):
+        clock.now += 5.0
+        return predict(*args, **options)
+
+    monkeypatch.setattr(finetuning, "predict_scores", slow)
+    result = run("class", steps=None, time=1.5, settings=["evaluation.every=1000"])
+    # The clock is also read a few times while the model is saved.
+    assert result["seconds"] == pytest.approx(1.5, abs=0.2)
+    assert 5 <= result["evaluation_seconds"] < 5.5
 
 
 def test_early_stopping_follows_the_metric(run, tmp_path):
@@ -378,7 +413,9 @@ def test_run_that_was_stopped_early_is_over(run):
     options = {"steps": 20, "learning_rate": 1e-12, "settings": ["evaluation.patience=2"]}
     first = run("class", **options)
     again = run("class", **options, resume=True)
-    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in again.items() if k != "seconds"}
+    assert {k: v for k, v in first.items() if "seconds" not in k} == {
+        k: v for k, v in again.items() if "seconds" not in k
+    }
 
 
 def test_patience_is_remembered_over_an_interruption(run, tmp_path):

@@ -103,6 +103,7 @@ SHARED = {
     "experiments/ablation.py": (("ablate",), set()),
     "experiments/ablation_plan.py": (("ablate",), set()),
     "experiments/ablation_results.py": (("ablate",), set()),
+    "experiments/ablation_runs.py": (("ablate",), set()),
     "experiments/comparison.py": (("compare",), set()),
     "experiments/scaling.py": (("scaling-laws",), {"--held-out"}),
     "tasks/labels.py": (("evaluate",), set()),

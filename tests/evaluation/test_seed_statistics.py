@@ -77,12 +77,17 @@ def test_best_row_and_those_that_may_be_as_good():
         "close": {"x": {0: 77.0, 1: 82.0, 2: 81.0}},
         "failed": {"x": {}},
     }
-    assert find_best(scores, "x") == ("best", ["close"])
+    assert find_best(scores, "x") == (["best"], ["close"])
 
 
 def test_best_row_of_two_seeds_is_not_distinguishable_from_others():
-    assert find_best({"a": {"x": {0: 80.0, 1: 80.0}}, "b": {"x": {0: 10.0, 1: 11.0}}}, "x") == ("a", ["b"])
-    assert find_best({"a": {"x": {}}}, "x") == (None, [])
+    assert find_best({"a": {"x": {0: 80.0, 1: 80.0}}, "b": {"x": {0: 10.0, 1: 11.0}}}, "x") == (["a"], ["b"])
+    assert find_best({"a": {"x": {}}}, "x") == ([], [])
+
+
+def test_rows_with_equal_means_are_all_best():
+    scores = {"a": {"x": {0: 50.0, 1: 50.0}}, "b": {"x": {0: 49.0, 1: 51.0}}, "c": {"x": {0: 0.0, 1: 1.0}}}
+    assert find_best(scores, "x") == (["a", "b"], ["c"])
 
 
 # interpolation

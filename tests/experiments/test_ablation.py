@@ -5,22 +5,28 @@ import math
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from report_page import Page, assert_loads_nothing_and_runs_nothing
 
 import stemformer
 from stemformer.cli.app import main
 from stemformer.commands import finetune as finetuning
+from stemformer.config import with_settings
+from stemformer.data.shards.reader import open_shards
+from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError, StemformerError, TrainingError
-from stemformer.experiments import ablation, ablation_plan
+from stemformer.evaluation.seed_statistics import find_best
+from stemformer.experiments import ablation, ablation_plan, ablation_results, ablation_runs
 from stemformer.io import read_jsonl, write_jsonl
 from stemformer.objectives.denoising import NOISES
 from stemformer.progress import Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.ablation import write_ablation_report
-from stemformer.training.config import FinetuneConfig
+from stemformer.training.config import BudgetConfig, FinetuneConfig
 
 pytestmark = pytest.mark.usefixtures("no_timing")
 
@@ -75,6 +81,17 @@ def finished(tiny, files, no_plots, no_timing, tmp_path_factory):
 def ablate(tiny, files, tmp_path):
     """Function `small` with the directory tmp_path/out."""
     return lambda *words, **options: small(tiny, files, tmp_path / "out", *words, **options)
+
+
+@pytest.fixture
+def command(tiny, files, tmp_path):
+    """Words of the command line of the finished ablation in tmp_path/out."""
+    tasks = ["--task", f"reviews=classify:{files}/reviews.csv", "--task", f"lower=seq2seq:{files}/pairs.tsv"]
+    words = ["ablate", "--recipe", "bart_tiny", "--data", tiny / "data", "--out", tmp_path / "out", *tasks]
+    words += ["--steps", "4", "--variant", "infilling", "--variant", "rotation", "--num-seeds", "2"]
+    words += [word for setting in SMALL_BART for word in ("--set", setting)]
+    words += [word for setting in SHORT for word in ("--finetune-set", setting)]
+    return [*map(str, words), "--precision", "fp32", "--device", "cpu"]
 
 
 def content_of(folder):
@@ -152,6 +169,13 @@ def test_variants_are_the_presets_of_denoising_by_default(monkeypatch):
             "two",
             ("objective.preset=masking", "objective.noise_rate=0.3"),
         ),
+        # The name of a preset chooses it, and other settings change it.
+        ("mass:objective.noise_rate=0.3", "mass", ("objective.preset=mass", "objective.noise_rate=0.3")),
+        ("mass:", "mass", ("objective.preset=mass",)),
+        ("mass:objective.preset=t5", "mass", ("objective.preset=t5",)),
+        ("nested:phases=[[1,2],[3,4]],batch.size=8", "nested", ("phases=[[1,2],[3,4]]", "batch.size=8")),
+        ('quoted:a="x,\\"]",b=\'[\',c=1', "quoted", ('a="x,\\"]"', "b='['", "c=1")),
+        ("copied:embedding_init=cooccurrence", "copied", ("embedding_init=cooccurrence",)),
         (
             "late:phases=[{start_ratio=0.5, size=8, sequence_length=32}],batch.size=8",
             "late",
@@ -161,6 +185,17 @@ def test_variants_are_the_presets_of_denoising_by_default(monkeypatch):
 )
 def test_variant_has_a_name_and_settings(text, name, settings):
     assert ablation_plan.parse_variants([text], BART) == {name: settings}
+
+
+@pytest.mark.parametrize("key", ["seed", "budget.steps", "evaluation.every", "evaluation.rows", "log_every", "init"])
+def test_setting_that_variants_share_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"{key} is the same for all variants\. Set it with --set\."):
+        ablation_plan.parse_variants([f"a:objective.noise_rate=0.1,{key}=1"], BART)
+
+
+@pytest.mark.parametrize("key", ["seedling", "initx", "recipes.a", "evaluations"])
+def test_setting_that_only_begins_like_a_shared_one_is_checked_as_any_other(key):
+    assert ablation_plan.parse_variants([f"a:{key}=1"], BART) == {"a": (f"{key}=1",)}
 
 
 @pytest.mark.parametrize(
@@ -208,13 +243,13 @@ def test_logs_and_pretrained_models_are_kept_but_no_checkpoints(finished):
 
 def test_fine_tuning_starts_from_the_variant_and_the_baseline_from_random_weights(ablate, files, monkeypatch):
     seen = []
-    run_finetuning = ablation.run_finetuning
+    run_finetuning = ablation_runs.run_finetuning
 
     def record(config, data, folder, **options):
         seen.append((config.model.split("variants/")[1], config.seed, config.reinitialize))
         return run_finetuning(config, data, folder, **options)
 
-    monkeypatch.setattr(ablation, "run_finetuning", record)
+    monkeypatch.setattr(ablation_runs, "run_finetuning", record)
     ablate(variants=["infilling"], tasks=[f"classify:{files}/reviews.csv"])
     pretrained = "infilling/pretraining-seed0/final"
     assert seen == [
@@ -239,6 +274,43 @@ def test_fine_tunings_take_turns_with_several_pretrainings():
     ]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((3, 1), (6, 2), (0, 0, 0, 1, 1, 1)),
+        ((3, 1), (5, 3), (0, 0, 0, 1, 2)),
+        ((4, 2), (5, 2), (0, 1, 0, 1, 0)),
+        ((2, 2), (4, 4), (0, 1, 2, 3)),
+        ((4, 2), (3, 2), (0, 1, 0, 1)),
+    ],
+)
+def test_more_seeds_leave_the_pretraining_of_finished_fine_tunings_as_it_was(before, after, expected):
+    stored = made_up(before[0], num_pretraining_seeds=before[1])
+    now = made_up(after[0], num_pretraining_seeds=after[1]).with_seeds_of(stored)
+    assert now.pretraining_seeds == expected
+    assert {cell.seed for cell in now.cells() if not cell.task} == set(range(after[1]))
+    # Once more, with fewer fine-tunings for a while.
+    fewer = replace(now, num_seeds=after[1], pretraining_seeds=()).with_seeds_of(now)
+    assert replace(now, pretraining_seeds=()).with_seeds_of(fewer).pretraining_seeds == expected
+
+
+def test_pretrainings_may_be_added_with_fine_tunings_of_their_own(ablate, copied, finished, tmp_path):
+    copied(lambda line: False)
+    lines = read_jsonl(tmp_path / "out" / "finished.jsonl")
+    with pytest.raises(ConfigError, match=r"was 1, is now 2: the fine-tunings of 2 seeds keep .* Pass --num-seeds 3 "):
+        ablate(resume=True, num_pretraining_seeds=2)
+    assert read_jsonl(tmp_path / "out" / "finished.jsonl") == lines
+    result = ablate(resume=True, num_pretraining_seeds=2, num_seeds=3)
+    added = read_jsonl(tmp_path / "out" / "finished.jsonl")[len(lines) :]
+    assert {(line["variant"], line["task"], line["seed"]) for line in added} == {
+        *[(variant, "", 1) for variant in ("infilling", "rotation")],
+        *[(v, task, 2) for v in ("infilling", "rotation", "random") for task in ("reviews", "lower")],
+    }
+    assert result["runs"] == 22
+    with pytest.raises(CheckpointError, match="num_pretraining_seeds was 2, is now 1"):
+        ablate(resume=True, num_pretraining_seeds=1, num_seeds=3)
+
+
 def test_mask_rates_of_a_bert_are_ablated_on_understanding_tasks(ablate, files):
     tasks = [f"{files}/reviews.toml", f"tag:{files}/tags.conll"]
     variants = ["low:objective.mask_rate=0.1", "high:objective.mask_rate=0.6"]
@@ -258,6 +330,32 @@ def test_budget_in_operations_gives_each_variant_as_many(ablate, tmp_path, files
     assert masking["flops"] == pytest.approx(budget, rel=0.05)
     assert long["flops"] == pytest.approx(budget, rel=0.05)
     assert masking["steps"] == pytest.approx(2 * long["steps"], rel=0.1)
+
+
+def planned(tiny, flops):
+    run = with_settings(BART, [*SMALL_BART, *(["budget.steps=4"] if flops is None else [])])
+    data = tiny / "data"
+    return ablation_plan.plan_variant("a", run, open_shards(str(data)), load_tokenizer(data / "tokenizer"), flops)
+
+
+def test_budget_in_operations_far_from_full_steps_is_noted(tiny):
+    many = planned(tiny, 1e9)
+    assert many.flops_ratio == pytest.approx(1, abs=0.05)
+    step = 1e9 * many.flops_ratio / many.steps
+    few = planned(tiny, 0.3 * step)
+    assert (few.steps, few.flops_ratio) == (1, pytest.approx(1 / 0.3))
+    assert ablation_plan.rounding_notes({"many": many, "counted": planned(tiny, None)}) == []
+    [note] = ablation_plan.rounding_notes({"many": many, "few": few})
+    assert note == "full steps differ from the budget in FLOPs: few 1 step (333%)"
+
+
+def test_batches_of_a_plan_are_made_one_after_the_other(tiny, monkeypatch):
+    calls = []
+    make, count = ablation_plan.batches_of_step, ablation_plan.step_flops
+    monkeypatch.setattr(ablation_plan, "batches_of_step", lambda *args: calls.append("make") or make(*args))
+    monkeypatch.setattr(ablation_plan, "step_flops", lambda *args: calls.append("count") or count(*args))
+    planned(tiny, 1e9)
+    assert calls == ["make", "count"] * 16
 
 
 # Results
@@ -308,23 +406,50 @@ def test_with_three_seeds_there_are_intervals(ablate, files, tmp_path):
     assert not any("no difference is established" in sentence for sentence in content["summary"])
 
 
-def test_command_prints_the_table_and_writes_a_report(finished, tiny, files, tmp_path, capsys, monkeypatch):
+def made_up(num_seeds, num_pretraining_seeds=1):
+    """Config of an ablation that is never run."""
+    run = replace(BART, budget=BudgetConfig(steps=4))
+    task = FinetuneConfig(model="m", train=("t.csv",))
+    return ablation_plan.AblationConfig({"a": (), "b": ()}, {"t": task}, num_seeds, num_pretraining_seeds, run=run)
+
+
+def test_rows_that_tie_are_all_starred_and_named():
+    scores = {"a": {"t": {0: 50.0, 1: 50.0}}, "b": {"t": {0: 49.0, 1: 51.0}}, "random": {"t": {0: 10.0, 1: 10.0}}}
+    best = {"t": find_best(scores, "t")}
+    sentence = ablation_results._sentences(scores, ["t"], best, {}, made_up(2))[0]
+    assert sentence.startswith("best on t, tied: a (50.0 ± 0.0), b (50.0 ± 1.4); with 2 seeds ")
+    rows = {name: {"t": ablation_results._statistics(by_column["t"])} for name, by_column in scores.items()}
+    content = {"scores": rows, "best": {"t": {"variants": best["t"][0]}}}
+    texts = [ablation_results.score_text(content, name, "t") for name in scores]
+    assert texts == ["50.0 ± 0.0*", "50.0 ± 1.4*", "10.0 ± 0.0"]
+
+
+@pytest.mark.parametrize(("num_seeds", "number"), [(1, 0), (2, 3), (3, 4)])
+def test_notes_explain_deviations_and_intervals_only_if_there_are_some(num_seeds, number):
+    notes = ablation_results._notes(made_up(num_seeds), ablation_plan.AblationData({}, {}, {"t": 1e-3}, {}), {})
+    found = [note for note in notes if "±" in note or "interval" in note]
+    assert len(found) == number, found
+
+
+def test_command_prints_the_table_and_writes_a_report(finished, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ablation, "write_ablation_report", write_ablation_report)
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     (out / "ablate.json").unlink()
-    tasks = ["--task", f"reviews=classify:{files}/reviews.csv", "--task", f"lower=seq2seq:{files}/pairs.tsv"]
-    words = ["ablate", "--recipe", "bart_tiny", "--data", tiny / "data", "--out", out, *tasks, "--steps", "4"]
-    words += ["--variant", "infilling", "--variant", "rotation", "--num-seeds", "2", "--precision", "fp32"]
-    words += [word for setting in SMALL_BART for word in ("--set", setting)]
-    words += [word for setting in SHORT for word in ("--finetune-set", setting)]
-    assert main([*map(str, words), "--device", "cpu", "--resume", "-q"]) == 0
+    assert main([*command, "--resume", "-q"]) == 0
     printed = capsys.readouterr().out
     assert "rotation" in printed and "±" in printed and "*" in printed
     page = Page((out / "report.html").read_text())
     assert_loads_nothing_and_runs_nothing(page)
     assert page.source.count("<svg") == 1
-    for text in ("random weights", "no model", "reviews, accuracy", "lower, BLEU", "Gain over random weights"):
+    for text in (
+        "random weights",
+        "baseline (no model)",
+        "FLOPs",
+        "reviews, accuracy",
+        "lower, BLEU",
+        "Gain over random weights",
+    ):
         assert text in page.text
     for name in ("ablate.svg", "ablate.png"):
         assert (out / name).stat().st_size > 1000
@@ -338,45 +463,86 @@ def test_command_prints_the_table_and_writes_a_report(finished, tiny, files, tmp
 
 def test_failed_run_is_kept_as_failed_and_made_again_on_resume(ablate, copied, finished, monkeypatch, tmp_path):
     def fail(config, data, folder, **options):
-        raise TrainingError("Step 2: loss not finite.")
+        raise TrainingError("Step 2: loss not finite.", advice="Pass --overwrite.")
 
     copied(lambda line: (line["variant"], line["task"], line["seed"]) == ("rotation", "reviews", 1))
     with monkeypatch.context() as patch:
-        patch.setattr(ablation, "run_finetuning", fail)
+        patch.setattr(ablation_runs, "run_finetuning", fail)
         result = ablate(resume=True)
-    assert result["failed"] == ["rotation, reviews, seed 1: Step 2: loss not finite."]
+    [error] = result["failed"]
+    assert error.startswith("rotation, reviews, seed 1: Step 2: loss not finite. Lower it with --finetune-set ")
+    assert "--overwrite" not in error and "--resume" in error
+    assert result["exit_code"] == 4
     assert result["runs"] == 13
     assert result["summary"][0] == "1 run failed: missing here, made again by --resume"
     assert list(content_of(tmp_path / "out")["scores"]["rotation"]["reviews"]["each"]) == ["0"]
-    assert read_jsonl(tmp_path / "out" / "finished.jsonl")[-1]["failed"] == "Step 2: loss not finite."
+    assert read_jsonl(tmp_path / "out" / "finished.jsonl")[-1]["failed"] == error.partition("seed 1: ")[2]
     again = ablate(resume=True)
-    assert "failed" not in again
+    assert "failed" not in again and "exit_code" not in again
     assert again["table"] == finished[1]["table"]
 
 
-def test_variant_whose_pretraining_fails_is_missing_from_the_table(ablate, copied, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (
+            TrainingError("Step 2: loss not finite.", advice="Pass --overwrite."),
+            "Step 2: loss not finite. Instead of it, pass a variant of another name with a lower "
+            "optimizer.learning_rate, and --resume.",
+            4,
+        ),
+        (torch.OutOfMemoryError("no room"), "Out of memory: no room. Free memory and pass --resume.", 2),
+        (MemoryError(), "Out of memory: MemoryError. Free memory and pass --resume.", 2),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "Out of memory: DefaultCPUAllocator: can't allocate memory. Free memory and pass --resume.",
+            2,
+        ),
+    ],
+)
+def test_variant_whose_pretraining_fails_is_missing_from_the_table(ablate, copied, monkeypatch, error, message, code):
     def fail(recipe, **options):
-        raise RuntimeError("out of memory")
+        raise error
 
     copied(lambda line: line["variant"] == "rotation")
-    monkeypatch.setattr(ablation, "pretrain", fail)
+    monkeypatch.setattr(ablation_runs, "pretrain", fail)
     result = ablate(resume=True)
     assert result["failed"] == [
-        "rotation, pre-training, seed 0: out of memory",
+        f"rotation, pre-training, seed 0: {message}",
         *[
-            f"rotation, {task}, seed {seed}: Its pre-training failed."
+            f"rotation, {task}, seed {seed}: Its pre-training failed: {message}"
             for seed in (0, 1)
             for task in ("reviews", "lower")
         ],
     ]
+    assert result["exit_code"] == code
     assert {row["variant"]: row["reviews"] for row in result["table"]}["rotation"] == "-"
 
 
-def test_our_own_bugs_are_not_taken_for_failed_runs(ablate, copied, monkeypatch):
+@pytest.mark.parametrize("error", [KeyError("steps"), RuntimeError("shapes 3 and 4 cannot be multiplied")])
+def test_our_own_bugs_are_not_taken_for_failed_runs(ablate, copied, finished, monkeypatch, error):
+    def fail(recipe, **options):
+        raise error
+
     copied(lambda line: line["variant"] == "rotation")
-    monkeypatch.setattr(ablation, "pretrain", lambda *args, **options: {}["steps"])
-    with pytest.raises(KeyError):
-        ablate(resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation_runs, "pretrain", fail)
+        with pytest.raises(type(error)):
+            ablate(resume=True)
+    assert ablate(resume=True)["table"] == finished[1]["table"]
+
+
+def test_command_with_failed_runs_prints_the_table_and_ends_with_their_exit_code(command, copied, capsys, monkeypatch):
+    def fail(config, data, folder, **options):
+        raise TrainingError("Step 2: loss not finite.")
+
+    copied(lambda line: (line["variant"], line["task"], line["seed"]) == ("rotation", "reviews", 1))
+    monkeypatch.setattr(ablation_runs, "run_finetuning", fail)
+    assert main([*command, "--resume", "-q"]) == 4
+    out, err = capsys.readouterr()
+    assert "infilling" in out and "Step 2: loss not finite." in out
+    [line] = err.splitlines()
+    assert line.startswith("error: 1 of 14 runs failed") and "--resume to make it again" in line
 
 
 # Resuming
@@ -400,7 +566,7 @@ def test_run_that_was_killed_before_its_record_was_written_is_not_made_again(abl
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     write_jsonl(out / "finished.jsonl", read_jsonl(out / "finished.jsonl")[:-2])
-    monkeypatch.setattr(ablation, "run_finetuning", None)
+    monkeypatch.setattr(ablation_runs, "run_finetuning", None)
     assert ablate(resume=True)["table"] == finished[1]["table"]
 
 
@@ -451,12 +617,14 @@ def test_resume_with_other_settings_is_refused(ablate, files, finished, tiny, op
         ({"tasks": ["variant=classify:{}/reviews.csv"]}, "'variant' has a meaning of its own"),
         ({"tasks": ["classify:{}/none.csv"]}, "none.csv"),
         ({"settings": [*SMALL_BART, "init=x"]}, "init has no effect"),
-        ({"finetune_settings": ["reinitialize=all"]}, "reinitialize is set for the baseline alone"),
+        ({"finetune_settings": ["reinitialize=all"]}, "reinitialize is set for the row of random weights alone"),
         ({"finetune_settings": ["evaluation.patience=2"]}, "evaluation.patience selects a model"),
         ({"variants": ["deletoin"]}, "did you mean 'deletion'?"),
         ({"variants": ["low:noise"]}, "got 'noise'"),
-        ({"variants": ["random:objective.noise_rate=0.1"]}, "'random' is the name of the baseline"),
-        ({"variants": ["a/b:"]}, "'a/b' is no name"),
+        ({"variants": ["random:objective.noise_rate=0.1"]}, "'random' is the name of the row of random weights"),
+        ({"variants": ["a/b:"]}, "'a/b' is not a valid name"),
+        ({"variants": [":objective.x=1"]}, "--variant :objective.x=1: The name before the colon is missing"),
+        ({"variants": ["a:phases=[1"]}, "--variant a:phases=[1: [ is not closed. Add ]"),
         ({"variants": ["a:", "a:"]}, "There are two of the name 'a'"),
         ({"variants": ["a:budget.steps=9"]}, "budget.steps is the same for all variants"),
         ({"variants": ["infilling_permutation", "b:"]}, "'infilling_permutation' and 'b' have the same settings"),

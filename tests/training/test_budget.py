@@ -53,8 +53,14 @@ def test_progress_on_the_clock_ends_at_the_budget_however_slow_the_decay_is(tmp_
     decided(table, step=40, seconds=80.0)  # ends at 50
     assert [table.position(step, 87.0 + step - 40) for step in (40, 45, 50)] == [80.0, 90.0, 100.0]
     assert table.describe_overrun(100.5) == ""
-    assert "took 107 seconds of 100: the 10 steps of the decay" in table.describe_overrun(107.0)
+    assert "took 107 seconds of 100: the length of the decay (10 steps)" in table.describe_overrun(107.0)
     assert counted(tmp_path, 9).position(3, 50.0) == 3
+
+
+def test_overrun_of_a_decay_of_one_step_is_in_the_singular(tmp_path):
+    table = timed(tmp_path, 100.0)
+    decided(table, step=40, seconds=100.0)
+    assert "the length of the decay (1 step) was fixed" in table.describe_overrun(107.0)
 
 
 def test_rate_falls_to_the_final_share(tmp_path):
@@ -157,6 +163,36 @@ def test_decision_is_on_the_disk_before_it_is_used(tmp_path, monkeypatch):
     table.record(*decision)
     assert json.loads((tmp_path / "schedule.json").read_text()) == {**asdict(table.clock), "phase_steps": []}
     assert [path.name for path in tmp_path.iterdir()] == ["schedule.json"]
+
+
+def test_evaluations_before_the_decay_do_not_shorten_it(tmp_path):
+    settings = ["schedule.decay_ratio=0.2", "schedule.warmup_steps=2", "evaluation.every=50"]
+    table = timed(tmp_path, 100.0, *settings)
+    # A second a step, and ten for the evaluation after step 50; the next one would be after step 100.
+    follow(table, range(1, 51), 1.0)
+    for step in range(51, 71):
+        table.record(*table.decide(step, step + 10.0, evaluating=10.0, cost=10.0))
+    assert ends(table.clock) == (70, 90)
+
+
+def test_evaluations_in_the_decay_leave_fewer_steps(tmp_path):
+    table = timed(tmp_path, 200.0, "schedule.decay_ratio=0.2", "evaluation.every=20")
+    # Steps of one second, and five for the evaluations after steps 20, 40, ..., 120; 140 is between 130 and 160.
+    table.record(*table.decide(119, 144.0, evaluating=25.0, cost=5.0))
+    for step in range(120, 131):
+        table.record(*table.decide(step, step + 30.0, evaluating=30.0, cost=5.0))
+    assert ends(table.clock) == (130, 160)
+    # The evaluation that is due after the step takes its time too, and with the clock they are at most a thirtieth.
+    assert timed(tmp_path, 100.0, "evaluation.every=20").decide(80, 80.0, cost=5.0, is_eval_due=True)[3] == 95
+    assert timed(tmp_path, 100.0).decide(80, 82.0, evaluating=2.0, cost=2.0)[3] == 98
+
+
+def test_early_evaluation_does_not_shorten_the_warm_up(tmp_path):
+    table = timed(tmp_path, 100.0, "schedule.warmup_ratio=0.2")
+    follow(table, range(1, 6), 0.5)
+    for step in range(6, 12):
+        table.record(*table.decide(step, 0.5 * step + 20.0, evaluating=20.0, cost=20.0))
+    assert table.clock.warmup_steps == 40
 
 
 # Phases

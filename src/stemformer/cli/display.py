@@ -11,10 +11,10 @@ from typing import Any
 
 import stemformer
 from stemformer.cli.terminal import Terminal, as_text
-from stemformer.errors import ConfigError
+from stemformer.errors import ConfigError, TrainingError
 from stemformer.io import to_json
 from stemformer.options import FewShotOptions, GenerateOptions, Options, RewriteOptions
-from stemformer.progress import Progress, Silent
+from stemformer.progress import Progress, Silent, format_count
 
 
 class DisplayOptions(Options):
@@ -91,7 +91,7 @@ def call(name: str, options: Options, display: DisplayOptions, **more: Any) -> A
 
 
 def run(name: str, options: Options, display: DisplayOptions) -> None:
-    """Call a function of the package and print its result."""
+    """Call a function of the package and print its result; raise an error if runs failed that the result lists."""
     result = call(name, options, display)
     if getattr(options, "show_config", False) and not display.json:
         print(result["config"], end="")
@@ -99,6 +99,11 @@ def run(name: str, options: Options, display: DisplayOptions) -> None:
         print_result({key: value for key, value in result.items() if key != _JSON_ONLY[name]}, display)
     else:
         print_result(result, display)
+    if isinstance(result, dict) and "exit_code" in result:
+        failed, total = len(result["failed"]), len(result["failed"]) + result["runs"]
+        what = f"{failed} of {format_count(total, 'run')} failed, see the list of failed runs in the result."
+        advice = f"Pass --resume to make {'it' if failed == 1 else 'them'} again; the others are kept."
+        raise TrainingError(what, advice=advice, exit_code=result["exit_code"])
 
 
 def run_with_stdin(name: str, options: Options, stdin: StdinOptions, display: DisplayOptions) -> None:

@@ -1,7 +1,8 @@
 """Exit codes and signals of the command line, and one line for every error.
 
 0 done; 1 our bug; 2 the user's mistake; 3 damaged data or a full disk; 4 a loss that is not
-finite; 130 Ctrl-C; 141 broken pipe; 143 SIGTERM.
+finite; 130 Ctrl-C; 141 broken pipe; 143 SIGTERM. A command that keeps failed runs in its result ends with the code of
+the first of them.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """Fine-tune a model on labelled data."""
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -65,7 +66,8 @@ def finetune(options: FinetuneOptions, *, progress: Progress | None = None) -> d
 
     Returns:
         Directories of the run and its model, the report, numbers of examples, and the metrics on the dev
-        data; of several seeds, mean and standard deviation.
+        data; of several seeds, mean and standard deviation. `seconds` is the time of training with its evaluations,
+        `evaluation_seconds` that of the evaluation after the last step, which comes on top of a budget of time.
 
     Raises:
         StemformerError: Data, config or model do not fit together; loss is not finite.
@@ -208,6 +210,7 @@ def run_finetuning(
                 notes.append(note)
                 progress.say(note)
             result = _finish(final.to(context.device).eval(), data, dev, context, notes, last, progress)
+            result["evaluation_seconds"] = round(state.final_eval_seconds + result["evaluation_seconds"], 1)
         ranks.barrier()
     return {
         "run": str(folder),
@@ -385,6 +388,7 @@ def _finish(
     task, folder, tokenizer = data.task, context.folder, context.tokenizer
 
     # Evaluate.
+    begin = time.perf_counter()
     if not last:
         progress.start("evaluating", total=len(dev), unit="examples")
         last = predict_all(model, task, dev, context, on_examples=progress.advance)
@@ -396,6 +400,7 @@ def _finish(
         progress.say(notes[-1])
         predictions = task.decode(scores, dev, data.dev)
         metrics, details = task.compute_metrics(predictions, data.dev)
+    seconds = time.perf_counter() - begin
     advice = "train longer, or with a higher --learning-rate"
     if any(CANNOT_READ in note for note in notes):
         advice = CANNOT_READ
@@ -434,7 +439,8 @@ def _finish(
     write_task_report(folder, page)
     shown_details = ("positive_label", "baseline", "baselines")
     named: dict[str, Any] = {name: details[name] for name in shown_details if name in details}
-    return {"train": len(data.train), "dev": len(data.dev), **metrics, **named, "notes": notes}
+    sizes = {"train": len(data.train), "dev": len(data.dev)}
+    return {"evaluation_seconds": seconds, **sizes, **metrics, **named, "notes": notes}
 
 
 def _summarize_seeds(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What pre-training and fine-tuning share: config, run directory, and start or resumption."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def resolve(config: Config, options: TrainSettings) -> Config:
         ConfigError: The file does not exist, a setting is wrong, or there are several budgets.
     """
     chosen: dict[str, Any] = {name: value for name, value in vars(options).items() if value is not None}
+    default_kind = config.schedule.kind
     if (file := chosen.get("config")) is not None:
         if not Path(file).is_file():
             raise ConfigError(f"Config file {file!r} does not exist.")
@@ -49,6 +51,13 @@ def resolve(config: Config, options: TrainSettings) -> Config:
         budget = {"seconds": read_duration(budget["time"])}
     if budget:
         config = replace(config, budget=type(config.budget)(**budget))
+    keys = [setting.partition("=")[0].strip() for setting in options.settings]
+    is_set = "schedule.kind" in keys or config.schedule.kind != default_kind
+    if config.budget.seconds is not None and is_set and config.schedule.kind != "wsd":
+        problem = f"schedule.kind = {config.schedule.kind} has no effect with a budget of time, which is always wsd"
+        warnings.warn(
+            f"{problem}: the number of steps is not known. Remove it, or set a budget of steps.", stacklevel=3
+        )
     compute = {name: value for name, value in options.compute().items() if value is not None}
     return replace(config, seed=chosen.get("seed", config.seed), compute=replace(config.compute, **compute))
 

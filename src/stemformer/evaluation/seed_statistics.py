@@ -62,20 +62,20 @@ def add_mean(scores: SeedScores, columns: Sequence[Any], name: str) -> dict[str,
     return result
 
 
-def find_best(scores: SeedScores, column: Any) -> tuple[str | None, list[str]]:
-    """Return the row with the highest mean in a column, and the rows that may be as good.
+def find_best(scores: SeedScores, column: Any) -> tuple[list[str], list[str]]:
+    """Return the rows with the highest mean in a column, which tie, and the other rows that may be as good.
 
-    Those are the rows whose paired difference from the best has a 95 % interval with 0, or too few common seeds for
+    Those are the rows whose paired difference from the first best one has a 95 % interval with 0, or too few common seeds for
     one. The intervals are not corrected for the number of rows.
     """
-    rows = [row for row in scores if scores[row].get(column)]
-    if not rows:
-        return None, []
-    best = max(rows, key=lambda row: math.fsum(scores[row][column].values()) / len(scores[row][column]))
+    found = {row: by_column[column] for row, by_column in scores.items() if by_column.get(column)}
+    mean = {row: math.fsum(by_seed.values()) / len(by_seed) for row, by_seed in found.items()}
+    # Equal but for rounding.
+    best = [row for row in mean if math.isclose(mean[row], max(mean.values()), rel_tol=1e-9)]
     close = []
-    for row in (row for row in rows if row != best):
-        common = set(scores[row][column]) & set(scores[best][column])
-        bounds = interval(*paired_difference(scores, best, row, column)) if common else None
+    for row in (row for row in found if row not in best):
+        common = set(found[row]) & set(found[best[0]])
+        bounds = interval(*paired_difference(scores, best[0], row, column)) if common else None
         if bounds is None or bounds[0] <= 0:
             close.append(row)
     return best, close

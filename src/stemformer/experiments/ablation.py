@@ -5,7 +5,6 @@ order and dropout of a fine-tuning in the same way for every variant, so differe
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stemformer.commands.finetune import run_finetuning
-from stemformer.commands.pretrain import pretrain
 from stemformer.commands.training_run import resolve
 from stemformer.config import from_toml, to_toml
 from stemformer.data.labelled.sequence_pairs import expand_parallel
@@ -33,35 +30,37 @@ from stemformer.experiments.ablation_plan import (
     VariantPlan,
     parse_variants,
     plan_variant,
+    rounding_notes,
     task_configs,
     variant_configs,
 )
 from stemformer.experiments.ablation_results import score_text, summarize
+from stemformer.experiments.ablation_runs import RESULT, AblationRuns
 from stemformer.experiments.comparison import default_learning_rates
 from stemformer.experiments.run_grid import (
+    CONFIG,
     FAILED,
+    FINISHED,
     PlannedRun,
     Record,
     RunGrid,
     conclude,
+    failure_fields,
     prepare_experiment_dir,
     stored_run_class,
 )
 from stemformer.huggingface.save import save_model
-from stemformer.io import read_json_object, read_jsonl, write_folder, write_json
+from stemformer.io import write_folder
 from stemformer.options import AblateOptions, accepts
 from stemformer.output_dir import exclusive_output_dir
-from stemformer.progress import Progress, Silent, format_count
+from stemformer.progress import Progress, Silent
 from stemformer.recipes import find_recipe
 from stemformer.reports.ablation import write_ablation_report
 from stemformer.tasks.dataset import encode_splits, read_labelled
-from stemformer.tasks.metrics import format_metric
 from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, FinetuneConfig, RunConfig
 from stemformer.training.initialization import load_initial_model, make_initial_model
-from stemformer.training.log import held_out_loss
 from stemformer.training.resume import check_config_unchanged
 
-_RESULT = "result.json"
 # Checkpoints that a run has at most while it saves one: two new ones, the best, and the one that is written.
 _NUM_CHECKPOINTS = 4
 
@@ -76,12 +75,14 @@ def ablate(options: AblateOptions, *, progress: Progress | None = None) -> dict[
     Pre-trained models stay in the output directory, fine-tuned ones and checkpoints do not.
 
     Returns:
-        `table` of the scores in points with the metric of each task, `pretraining` of the variants, `summary` in
-        sentences, and `failed` runs. The output directory holds `ablate.json`, `report.html`, `ablate.svg`,
-        `ablate.png`, a line for each run in `finished.jsonl`, and the logs below `variants`.
+        `table` of the scores in points with the metric of each task, `pretraining` of the variants, and `summary` in
+        sentences; if runs failed, `failed` with their errors and the `exit_code` of the first. The output directory
+        holds `ablate.json`, `report.html`, `ablate.svg`, `ablate.png`, a line for each run in `finished.jsonl`, and
+        the logs below `variants`.
 
     Raises:
-        StemformerError: Variants, tasks, settings and data do not fit together, or the disk is too small.
+        StemformerError: Variants, tasks, settings and data do not fit together, or the disk is too small. Errors of
+            single runs, a lack of memory included, are kept in the result.
     """
     progress = progress or Silent()
 
@@ -108,21 +109,28 @@ def ablate(options: AblateOptions, *, progress: Progress | None = None) -> dict[
     for name, variant in configs.items():
         plans[name] = plan_variant(name, variant, shards, tokenizer, options.flops)
         progress.advance(1, name)
+    for note in rounding_notes(plans):
+        progress.say(f"note: {note}. A larger --flops brings them closer.")
     with TemporaryDirectory() as temporary:
         _save_random_model(run, plans, tokenizer, Path(temporary) / "model")
         shared, task_data = _read_tasks(tasks, plans, Path(temporary) / "model", progress)
     config = replace(config, data=manifest.fingerprint, task_data=task_data)
+    if options.resume and (folder / FINISHED).is_file() and (folder / CONFIG).is_file():
+        stored = _read_config((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
+        # Another seed, or fewer pre-trainings, are refused below.
+        if stored.run.seed == config.run.seed and stored.num_pretraining_seeds <= config.num_pretraining_seeds:
+            config = config.with_seeds_of(stored)
 
     # Run.
     cells = config.cells()
     _check_disk(folder, cells, shared, resume=options.resume)
     grid = _open_grid(folder, config, options)
-    model = folder / "variants" / RANDOM / "model"
-    if not model.is_dir():
-        model.parent.mkdir(parents=True, exist_ok=True)
-        _save_random_model(run, plans, tokenizer, model)
-    todo = {cell: PlannedRun(cell.label, partial(_run_cell, cell, config, shared, options, folder)) for cell in cells}
-    records = dict(zip(cells, grid.run(todo, progress, describe=partial(_describe, shared)), strict=True))
+    runs = AblationRuns(config, shared, options, folder)
+    if not runs.random_model.is_dir():
+        runs.random_model.parent.mkdir(parents=True, exist_ok=True)
+        _save_random_model(run, plans, tokenizer, runs.random_model)
+    todo = {cell: PlannedRun(cell.label, partial(runs.run, cell)) for cell in cells}
+    records = dict(zip(cells, grid.run(todo, progress, describe=runs.describe), strict=True))
     return _conclude(folder, records, config, shared, progress)
 
 
@@ -171,10 +179,13 @@ def _read_tasks(
     return AblationData(labelled, dict(plans), rates, notes), digests
 
 
+def _read_config(text: str, source: str) -> AblationConfig:
+    return from_toml(CONFIGS[stored_run_class(text, source)], text, source=source, renamed=RENAMED_SETTINGS)
+
+
 def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> RunGrid[AblationRun]:
     def stored_config(text: str, source: str) -> AblationConfig:
-        cls = CONFIGS[stored_run_class(text, source)]
-        stored = from_toml(cls, text, source=source, renamed=RENAMED_SETTINGS)
+        stored = _read_config(text, source)
         for name in set(stored.tasks) & set(config.tasks):
             check_config_unchanged(
                 stored.tasks[name], config.tasks[name], may_change=("compute.",), what=f"task {name!r}"
@@ -183,6 +194,9 @@ def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> 
         kept: dict[str, Any] = {"tasks": config.tasks}
         for part in ("variants", "task_data"):
             kept[part] = {n: getattr(stored, part).get(n, value) for n, value in getattr(config, part).items()}
+        # More pre-trainings change none of the finished runs; fewer would leave some out.
+        if stored.num_pretraining_seeds < config.num_pretraining_seeds:
+            kept["num_pretraining_seeds"] = config.num_pretraining_seeds
         return replace(stored, **kept)
 
     return RunGrid(
@@ -192,13 +206,13 @@ def _open_grid(folder: Path, config: AblationConfig, options: AblateOptions) -> 
         what="ablation",
         resume=options.resume,
         stored_config=stored_config,
-        may_change=("num_seeds", "run.compute."),
+        may_change=("num_seeds", "pretraining_seeds", "run.compute."),
     )
 
 
 def _check_disk(folder: Path, cells: Sequence[AblationRun], shared: AblationData, *, resume: bool) -> None:
     """Raise an error if the pre-trained models and the checkpoints of one run do not fit on the disk."""
-    missing = [cell for cell in cells if not (resume and (folder / cell.folder / _RESULT).is_file())]
+    missing = [cell for cell in cells if not (resume and (folder / cell.folder / RESULT).is_file())]
     models = sum(shared.plans[cell.variant].model_bytes for cell in missing if not cell.task)
     largest = max(plan.model_bytes + _NUM_CHECKPOINTS * plan.checkpoint_bytes for plan in shared.plans.values())
     present = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
@@ -206,111 +220,6 @@ def _check_disk(folder: Path, cells: Sequence[AblationRun], shared: AblationData
     if missing and needed > free:
         problem = f"{folder} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         raise ConfigError(f"{problem}. Make room, or pass another --out.")
-
-
-def _run_cell(
-    cell: AblationRun,
-    config: AblationConfig,
-    shared: AblationData,
-    options: AblateOptions,
-    folder: Path,
-    progress: Progress,
-) -> Record:
-    """Make or resume a run, keep its log, and return its record, with the error if it failed."""
-    cell_folder = folder / cell.folder
-    file = cell_folder / _RESULT
-    if not file.is_file():
-        try:
-            make = _finetune if cell.task else _pretrain
-            result = make(cell, config, shared, options, folder, progress)
-        # A full disk (OSError) would end every other run too.
-        except (StemformerError, RuntimeError, MemoryError) as error:
-            message = " ".join(str(error).split()) or type(error).__name__
-            return {**cell._asdict(), FAILED: message}
-        # Before checkpoints are removed, without which the run cannot be made again.
-        write_json(file, {**cell._asdict(), **result})
-    for name in ("checkpoints", *(["final"] if cell.task else [])):
-        shutil.rmtree(cell_folder / name, ignore_errors=True)
-    return read_json_object(file)
-
-
-def _pretrain(
-    cell: AblationRun,
-    config: AblationConfig,
-    shared: AblationData,
-    options: AblateOptions,
-    folder: Path,
-    progress: Progress,
-) -> Record:
-    out, plan = folder / cell.folder, shared.plans[cell.variant]
-    result = pretrain(
-        config.run.recipe,
-        data=options.data,
-        out=str(out),
-        config=options.config,
-        settings=[*options.settings, *config.variants[cell.variant]],
-        steps=plan.steps or options.steps,
-        tokens=options.tokens,
-        time=options.time,
-        seed=cell.seed,
-        **options.compute(),
-        resume=True,
-        progress=progress,
-    )
-    log = read_jsonl(out / "log.jsonl")
-    last: dict[str, Any] = next((line for line in reversed(log) if line["kind"] == "evaluation"), {})
-    metrics = {name: value for name, value in last.items() if name.startswith("held_out_")}
-    gain = metrics.get("held_out_source_gain")
-    return {
-        **{key: result[key] for key in ("steps", "tokens", "seconds")},
-        "flops": sum(line["flops"] for line in log if line["kind"] == "train"),
-        "loss": held_out_loss(metrics),
-        **({} if gain is None else {"source_gain": gain}),
-    }
-
-
-def _finetune(
-    cell: AblationRun,
-    config: AblationConfig,
-    shared: AblationData,
-    options: AblateOptions,
-    folder: Path,
-    progress: Progress,
-) -> Record:
-    base, data = config.tasks[cell.task], shared.labelled[cell.task]
-    if cell.variant == RANDOM:
-        model = folder / "variants" / RANDOM / "model"
-        optimizer = replace(base.optimizer, learning_rate=shared.random_rates[cell.task])
-        base = replace(base, reinitialize="all", optimizer=optimizer)
-    else:
-        first = AblationRun(cell.variant, "", config.pretraining_seed(cell.seed))
-        model = folder / first.folder / "final"
-        if not (folder / first.folder / _RESULT).is_file():
-            raise ConfigError("Its pre-training failed.")
-    run = replace(base, model=os.fspath(model), seed=cell.seed)
-    result = run_finetuning(run, data, folder / cell.folder, resume=True, progress=progress)
-    metrics = {name: value for name, value in result.items() if isinstance(value, float) and name != "seconds"}
-    metric = data.task.main_metric
-    # Of rewriting several texts that need no model, of which the best counts.
-    weak = [*result.get("baselines", ()), *([result["baseline"]] if "baseline" in result else [])]
-    baseline = max((row[metric] for row in weak if metric in row), default=None)
-    return {
-        "steps": result["steps"],
-        "seconds": result["seconds"],
-        "metric": data.task.main_metric,
-        "metrics": metrics,
-        **({"baseline": baseline} if baseline is not None else {}),
-    }
-
-
-def _describe(shared: AblationData, record: Record) -> str:
-    if FAILED in record:
-        return f"failed: {record[FAILED]}"
-    if not record["task"]:
-        loss = "" if record["loss"] is None else f", held-out loss {record['loss']:.4g}"
-        return f"{format_count(record['steps'], 'step')}{loss}"
-    task, metric = shared.labelled[record["task"]].task, record["metric"]
-    return f"{metric} {format_metric(metric, record['metrics'][metric], is_percent=task.head == 'span')}"
 
 
 def _conclude(
@@ -323,7 +232,6 @@ def _conclude(
     """Write `ablate.json`, report and plot, and return the result."""
     content = summarize(records, config, shared)
     done = [record for record in records.values() if FAILED not in record]
-    failed = [f"{cell.label}: {record[FAILED]}" for cell, record in records.items() if FAILED in record]
     table = [
         {"variant": variant} | {column: score_text(content, variant, column) for column in content["columns"]}
         for variant in (*config.variants, RANDOM)
@@ -334,6 +242,6 @@ def _conclude(
         "runs": len(done),
         "seconds": round(sum(record["seconds"] for record in done), 1),
         "metrics": {name: task["metric"] for name, task in content["tasks"].items()},
-        **({"failed": failed} if failed else {}),
+        **failure_fields({cell.label: record for cell, record in records.items()}),
         **conclude(folder, "ablate", content, table, write_ablation_report, progress),
     }

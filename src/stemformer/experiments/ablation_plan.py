@@ -2,9 +2,10 @@
 
 import re
 import typing
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -26,16 +27,17 @@ from stemformer.objectives.denoising import NOISES, DenoisingConfig
 from stemformer.objectives.objective import OBJECTIVES
 from stemformer.options import AblateOptions, FinetuneOptions
 from stemformer.options.groups import TaskName
+from stemformer.progress import format_count, format_list
 from stemformer.recipes import find_recipe
 from stemformer.tasks.dataset import LabelledData
-from stemformer.training.config import BudgetConfig, FinetuneConfig, RunConfig
+from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, FinetuneConfig, RunConfig
 from stemformer.training.distributed import SINGLE_PROCESS
 from stemformer.training.initialization import resolve_model_config
 from stemformer.training.loop import batches_of_step
 from stemformer.training.throughput import step_flops
 
 RANDOM = "random"
-"""Row of the baseline: fine-tuning from random weights."""
+"""Row of the fine-tunings from random weights."""
 MEAN = "understanding_mean"
 """Column of the mean over the tasks that write no text."""
 PRETRAINED_MODEL = "(pre-trained by the ablation)"
@@ -43,13 +45,20 @@ PRETRAINED_MODEL = "(pre-trained by the ablation)"
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _EXPECTED = "expected NAME:KEY=VALUE, such as low:objective.noise_rate=0.1"
-# Settings of a variant that would make its budget or its seeds differ from those of others.
-_SHARED = ("budget.", "seed", "init", "compute.", "recipe", "model_type", "checkpoints.")
+# Keys and tables of settings that are the same for all variants: budget, seeds, and how runs are measured and stored.
+_SHARED = (
+    *("budget", "seed", "init", "compute", "recipe", "model_type"),
+    *("checkpoints", "evaluation", "log_every", "tensorboard"),
+)
+_PRESET = "objective.preset"
+_CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
 _TASKS = typing.get_args(TaskName)
 # Names in the results and the output directory that are those of no task.
 _RESERVED = ("pretraining", "variant", MEAN)
 # Steps whose operations are counted, of a provisional number of steps, to turn a budget in operations into steps.
 _NUM_COUNTED, _PROVISIONAL_STEPS = 16, 10_000
+# Difference between the budget and full steps, as a share of the budget, from which on a note says so.
+_MAX_ROUNDING = 0.05
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class VariantPlan:
     steps: int | None
     model_bytes: int
     checkpoint_bytes: int
+    # FLOPs of `steps` as a multiple of the budget, from which full steps differ.
+    flops_ratio: float = 1.0
 
 
 def row_title(variant: str) -> str:
@@ -103,6 +114,8 @@ class AblationConfig:
     task_data: dict[str, str] = field(default_factory=dict)
     # Budget in floating-point operations; None for that of `run`.
     flops: float | None = None
+    # Seed of the pre-training of each fine-tuning by their consecutive seeds, as far as earlier runs have fixed it.
+    pretraining_seeds: tuple[int, ...] = ()
     run: RunConfig = field(default_factory=RunConfig)
 
     def seeds(self) -> range:
@@ -110,10 +123,41 @@ class AblationConfig:
 
     def pretraining_seed(self, seed: int) -> int:
         """Return the seed of the pre-training that a fine-tuning starts from."""
-        return self.run.seed + (seed - self.run.seed) % self.num_pretraining_seeds
+        return self.all_pretraining_seeds()[seed - self.run.seed]
+
+    def all_pretraining_seeds(self) -> tuple[int, ...]:
+        """Return the seed of the pre-training of each fine-tuning.
+
+        Each further fine-tuning takes the pre-training that has the fewest, so they take turns, and more seeds of either
+        kind leave those before as they were.
+        """
+        chosen = list(self.pretraining_seeds)
+        available = range(self.run.seed, self.run.seed + self.num_pretraining_seeds)
+        while len(chosen) < self.num_seeds:
+            chosen.append(min(available, key=chosen.count))
+        return tuple(chosen)
+
+    def with_seeds_of(self, stored: "AblationConfig") -> "AblationConfig":
+        """Return this config with the pre-training of each fine-tuning of an interrupted or finished ablation.
+
+        Raises:
+            ConfigError: A pre-training would have no fine-tuning, since those of all seeds are fixed.
+        """
+        before = stored.all_pretraining_seeds()
+        config = replace(self, pretraining_seeds=before)
+        used = set(config.all_pretraining_seeds()[: self.num_seeds])
+        if len(used) < self.num_pretraining_seeds and stored.num_pretraining_seeds < self.num_pretraining_seeds:
+            change = f"was {stored.num_pretraining_seeds}, is now {self.num_pretraining_seeds}"
+            fixed = f"the fine-tunings of {format_count(len(before), 'seed')} keep their pre-training"
+            needed = len(before) + self.num_pretraining_seeds - stored.num_pretraining_seeds
+            raise ConfigError(
+                f"--num-pretraining-seeds {change}: {fixed}, and added ones would have none. Pass --num-seeds {needed} "
+                "or more, or another --out."
+            )
+        return replace(config, pretraining_seeds=config.all_pretraining_seeds())
 
     def cells(self) -> list[AblationRun]:
-        """Return all runs: the baseline first, so that a mistake in fine-tuning shows before hours of pre-training."""
+        """Return all runs: those from random weights first, so that a mistake in fine-tuning shows before hours of pre-training."""
         names = [RANDOM, *self.variants]
         cells = []
         for first in range(self.run.seed, self.run.seed + self.num_pretraining_seeds):
@@ -134,14 +178,18 @@ class AblationData:
 
     labelled: dict[str, LabelledData]
     plans: dict[str, VariantPlan]
-    # Peak learning rate of the baseline on each task.
+    # Peak learning rate from random weights on each task.
     random_rates: dict[str, float]
     # Sentences on truncated examples and the like, by task.
     notes: dict[str, list[str]]
 
 
 def parse_variants(texts: Sequence[str], run: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Return the settings of each variant by its name; without any, the presets of denoising."""
+    """Return the settings of each variant by its name; without any, the presets of denoising.
+
+    A variant with the name of a preset starts from that preset, unless it sets `objective.preset` itself. `NAME:`
+    without settings is the recipe as it is.
+    """
     presets = list(NOISES) if isinstance(run.objective, DenoisingConfig) else []
     if not texts and not presets:
         problem = f"No variants, and the objective of {run.recipe} has no presets"
@@ -152,27 +200,58 @@ def parse_variants(texts: Sequence[str], run: RunConfig) -> dict[str, tuple[str,
         if not colon and name not in presets:
             known = f" or one of {', '.join(presets)}" if presets else ""
             raise ConfigError(f"--variant {text}: {_EXPECTED}{known}{nearest(name, presets)}")
+        if not name:
+            raise ConfigError(f"--variant {text}: The name before the colon is missing, {_EXPECTED}")
         _check_name(name, option="--variant", known=variants)
-        settings = tuple(_split_settings(rest)) if colon else (f"objective.preset={name}",)
-        for setting in settings:
-            key, equals, _ = setting.partition("=")
-            if not equals:
-                raise ConfigError(f"--variant {text}: {_EXPECTED}, got {setting!r}")
-            if key.strip().startswith(_SHARED):
-                raise ConfigError(f"--variant {text}: {key.strip()} is the same for all variants. Set it with --set.")
-        variants[name] = settings
+        settings = _parse_settings(text, rest)
+        if name in presets and _PRESET not in settings:
+            settings = {_PRESET: f"{_PRESET}={name}", **settings}
+        variants[name] = tuple(settings.values())
     return variants
 
 
-def _split_settings(text: str) -> list[str]:
-    """Split at commas outside of brackets and quotes."""
-    parts = re.findall(r"""(?:[^,\[\{"']|"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|[\[\{"'])+""", text)
+def _parse_settings(text: str, settings: str) -> dict[str, str]:
+    """Return the settings of a variant by their keys; of two equal keys the last wins."""
+    found = {}
+    for setting in _split_settings(text, settings):
+        key, equals, _ = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--variant {text}: {_EXPECTED}, got {setting!r}")
+        key = ".".join(part.strip() for part in key.split("."))
+        current = RENAMED_SETTINGS.get(key, key)
+        if any(current == shared or current.startswith(f"{shared}.") for shared in _SHARED):
+            raise ConfigError(f"--variant {text}: {key} is the same for all variants. Set it with --set.")
+        found[current] = setting
+    return found
+
+
+def _split_settings(text: str, settings: str) -> list[str]:
+    """Split at the commas that are in no brackets and no quotes."""
+    parts, open_marks = [""], ""
+    escaped = False
+    for char in settings:
+        quote = open_marks[-1:] if open_marks[-1:] in ("'", '"') else ""
+        if char == "," and not open_marks:
+            parts.append("")
+            continue
+        parts[-1] += char
+        if escaped:
+            escaped = False
+        elif quote == '"' and char == "\\":
+            escaped = True
+        elif open_marks and char == _CLOSING[open_marks[-1]]:
+            open_marks = open_marks[:-1]
+        elif not quote and char in _CLOSING:
+            open_marks += char
+    if open_marks:
+        raise ConfigError(f"--variant {text}: {open_marks[-1]} is not closed. Add {_CLOSING[open_marks[-1]]}")
     return [part.strip() for part in parts if part.strip()]
 
 
 def _check_name(name: str, *, option: str, known: Container[str]) -> None:
     if not _NAME.fullmatch(name) or name == RANDOM:
-        problem = f"{name!r} is the name of the baseline" if name == RANDOM else f"{name!r} is no name"
+        taken = f"{name!r} is the name of the row of random weights"
+        problem = taken if name == RANDOM else f"{name!r} is not a valid name"
         raise ConfigError(f"{option}: {problem}. Use another one, of letters, digits, '_', '-' and '.'.")
     if name in known:
         raise ConfigError(f"{option}: There are two of the name {name!r}. Write NAME= before one of them.")
@@ -216,7 +295,9 @@ def task_configs(options: AblateOptions, seed: int) -> dict[str, FinetuneConfig]
         if is_config and config.train == (source,):
             raise ConfigError(f'{source} names no training data. Add train = ["FILE"].')
         if config.reinitialize != "nothing":
-            raise ConfigError(f"Task {name!r}: reinitialize is set for the baseline alone. Remove the setting.")
+            raise ConfigError(
+                f"Task {name!r}: reinitialize is set for the row of random weights alone. Remove the setting."
+            )
         if config.evaluation.patience is not None:
             problem = "evaluation.patience selects a model by its score on the dev data, which is then no fair score"
             raise ConfigError(f"Task {name!r}: {problem}. Remove the setting.")
@@ -271,12 +352,26 @@ def plan_variant(name: str, run: RunConfig, shards: Shards, tokenizer: Tokenizer
         context = make_pretraining_context(trial, shards, tokenizer, SINGLE_PROCESS, Path(), peak_flops=1.0)
         # Evenly over the run, whose phases may differ.
         numbers = range(0, _PROVISIONAL_STEPS, _PROVISIONAL_STEPS // _NUM_COUNTED) if flops is not None else [0]
-        batches = [batches_of_step(number, context) for number in numbers]
+        # One after the other: full batches of several steps may not fit into memory.
+        per_step = fmean(
+            sum(step_flops(model, batch, context.objective) for batch in batches_of_step(number, context))
+            for number in numbers
+        )
     except StemformerError as error:
         advice = "Leave it out: pass the others with --variant."
         raise ConfigError(f"Variant {name!r} cannot be trained: {error} {advice}") from error
-    steps = None
-    if flops is not None:
-        total = sum(step_flops(model, batch, context.objective) for step in batches for batch in step)
-        steps = max(1, round(flops * len(batches) / total))
-    return VariantPlan(run, steps, 4 * model.num_parameters(), 4 * num_stored_values(model, run))
+    sizes = (4 * model.num_parameters(), 4 * num_stored_values(model, run))
+    if flops is None:
+        return VariantPlan(run, None, *sizes)
+    steps = max(1, round(flops / per_step))
+    return VariantPlan(run, steps, *sizes, flops_ratio=steps * per_step / flops)
+
+
+def rounding_notes(plans: Mapping[str, VariantPlan]) -> list[str]:
+    """Return a sentence on the variants whose full steps differ much from the budget in FLOPs, if there are any."""
+    shares = [
+        f"{name} {format_count(plan.steps or 0, 'step')} ({plan.flops_ratio:.0%})"
+        for name, plan in plans.items()
+        if abs(plan.flops_ratio - 1) > _MAX_ROUNDING
+    ]
+    return [f"full steps differ from the budget in FLOPs: {format_list(shares, 10)}"] if shares else []

@@ -13,7 +13,15 @@ from stemformer.evaluation.seed_statistics import (
     means,
     paired_difference,
 )
-from stemformer.experiments.ablation_plan import MEAN, RANDOM, AblationConfig, AblationData, AblationRun, row_title
+from stemformer.experiments.ablation_plan import (
+    MEAN,
+    RANDOM,
+    AblationConfig,
+    AblationData,
+    AblationRun,
+    rounding_notes,
+    row_title,
+)
 from stemformer.experiments.run_grid import FAILED, Record
 from stemformer.progress import format_count, format_list
 from stemformer.tasks.dataset import LabelledData, majority_baseline
@@ -25,7 +33,7 @@ def summarize(records: Mapping[AblationRun, Record], config: AblationConfig, sha
     failed = {cell: record[FAILED] for cell, record in records.items() if FAILED in record}
     done = {cell: record for cell, record in records.items() if cell not in failed}
     tasks = {name: data.task for name, data in shared.labelled.items()}
-    understanding = [name for name, task in tasks.items() if task.config.name != "seq2seq"]
+    understanding = [name for name, task in tasks.items() if not task.writes_texts]
     points = {name: points_per_unit(task.config.name, task.main_metric) for name, task in tasks.items()}
     scores: SeedScores = {
         variant: {
@@ -62,7 +70,7 @@ def summarize(records: Mapping[AblationRun, Record], config: AblationConfig, sha
         "summary": _sentences(scores, columns, best, failed, config),
         "scores": {variant: {column: _statistics(scores[variant][column]) for column in columns} for variant in scores},
         "differences": _differences(scores, columns),
-        "best": {column: {"variant": first, "close": close} for column, (first, close) in best.items()},
+        "best": {column: {"variants": first, "close": close} for column, (first, close) in best.items()},
         "pretraining": pretraining,
         "notes": _notes(config, shared, done),
         "failed": [{**cell._asdict(), "error": error} for cell, error in failed.items()],
@@ -71,12 +79,12 @@ def summarize(records: Mapping[AblationRun, Record], config: AblationConfig, sha
 
 
 def score_text(content: Mapping[str, Any], variant: str, column: str) -> str:
-    """Return mean and deviation, with a star for the best of the column."""
+    """Return mean and deviation, with a star for the best of the column, or for all that tie."""
     row = content["scores"][variant][column]
     if row["mean"] is None:
         return "-"
     spread = f" ± {row['spread']:.1f}" if len(row["each"]) > 1 else ""
-    return f"{row['mean']:.1f}{spread}" + ("*" if content["best"][column]["variant"] == variant else "")
+    return f"{row['mean']:.1f}{spread}" + ("*" if variant in content["best"][column]["variants"] else "")
 
 
 def _baseline(data: LabelledData, name: str, done: Mapping[AblationRun, Record], scale: float) -> float | None:
@@ -112,10 +120,15 @@ def _differences(scores: SeedScores, columns: Sequence[str]) -> list[dict[str, A
     return rows
 
 
+def _mean_text(by_seed: Mapping[int, float]) -> str:
+    mean, deviation = means({0: by_seed})[0]
+    return f"{mean:.1f}" + (f" ± {deviation:.1f}" if len(by_seed) > 1 else "")
+
+
 def _sentences(
     scores: SeedScores,
     columns: Sequence[str],
-    best: Mapping[str, tuple[str | None, list[str]]],
+    best: Mapping[str, tuple[list[str], list[str]]],
     failed: Mapping[AblationRun, str],
     config: AblationConfig,
 ) -> list[str]:
@@ -123,19 +136,17 @@ def _sentences(
     sentences = []
     if failed:
         sentences.append(f"{format_count(len(failed), 'run')} failed: missing here, made again by --resume")
-    shown = [MEAN] if MEAN in columns else []
-    for column in [*shown, *(name for name in columns if name != MEAN)]:
+    for column in [*([MEAN] if MEAN in columns else []), *(name for name in columns if name != MEAN)]:
         first, close = best[column]
-        if first is None:
+        if not first:
             continue
         name = "the mean over understanding tasks" if column == MEAN else column
-        mean, deviation = means({0: scores[first][column]})[0]
-        spread = f" ± {deviation:.1f}" if len(scores[first][column]) > 1 else ""
-        sentence = f"best on {name}: {row_title(first)} ({mean:.1f}{spread})"
+        shown_rows = [f"{row_title(row)} ({_mean_text(scores[row][column])})" for row in first]
+        sentence = f"best on {name}{', tied' if len(first) > 1 else ''}: {format_list(shown_rows, 8)}"
         if config.num_seeds < MIN_INTERVAL_SEEDS:
             sentence += f"; with {format_count(config.num_seeds, 'seed')} no difference is established (--num-seeds 3)"
         elif close:
-            sentence += f"; not distinguishable from it: {format_list(map(row_title, close), 8)}"
+            sentence += f"; not distinguishable: {format_list(map(row_title, close), 8)}"
         else:
             sentence += "; ahead of all others by paired 95 % intervals"
         sentences.append(sentence)
@@ -162,7 +173,8 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationR
     pretrained, variation = f"{number} pre-trainings", ""
     if number == 1:
         pretrained = "one pre-training"
-        variation = ", so ± and intervals do not contain the variation over pre-trainings"
+        if config.num_seeds > 1:
+            variation = ", so ± and intervals do not contain the variation over pre-trainings"
     elif number < config.num_seeds:
         variation = ", so runs that share a pre-training are not independent"
     changed = [n for n, settings in config.variants.items() if any(s.startswith("model.") for s in settings)]
@@ -171,16 +183,23 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationR
         name: sorted({record["steps"] for cell, record in done.items() if cell.task == name}) for name in config.tasks
     }
     lengths = ", ".join(f"{' or '.join(map(str, found))} on {name}" for name, found in steps.items() if found)
-    return [
+    notes = [
         f"training budget of each variant: {length}; the same text in the same order",
+        *rounding_notes(shared.plans),
         f"{seeds} of fine-tuning and {pretrained} of each variant{variation}",
-        "± is the standard deviation over seeds; differences are over paired seeds: a seed sets head, order and "
-        "dropout in the same way for each variant",
-        f"95 % intervals are Student's t from {MIN_INTERVAL_SEEDS} seeds on, not corrected for the number of variants",
-        "± and intervals are those of one set of dev data, whose sampling they do not contain",
+        "a seed sets head, order and dropout in the same way for each variant",
+    ]
+    if config.num_seeds > 1:
+        notes.append("± is the standard deviation over seeds; differences are over paired seeds")
+    if config.num_seeds >= MIN_INTERVAL_SEEDS:
+        notes.append("95 % intervals are Student's t, not corrected for the number of variants")
+    if config.num_seeds > 1:
+        notes.append("± and intervals are those of one set of dev data, whose sampling they do not contain")
+    return [
+        *notes,
         f"steps of fine-tuning: {lengths}; the score of a run is that of its last step, nothing was selected on dev",
         f"random weights: the recipe without pre-training; peak learning rate {rates}",
         "held-out losses of different noises are not comparable",
-        *([f"other model than the baseline: {', '.join(changed)}"] if changed else []),
+        *([f"other model than that of random weights: {', '.join(changed)}"] if changed else []),
         *(f"{name}: {note}" for name, notes in shared.notes.items() for note in notes),
     ]

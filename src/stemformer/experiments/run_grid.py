@@ -17,8 +17,11 @@ from stemformer.training.config import RUN_CONFIGS, RunConfig, run_config_class
 from stemformer.training.resume import check_config_unchanged
 
 FINISHED = "finished.jsonl"
+CONFIG = "config.toml"
 FAILED = "failed"
 """Key of a record for the error that ended its run; such a run is made again on resume."""
+EXIT_CODE = "exit_code"
+"""Key of such a record, and of a result with failed runs, for the exit code of the command line."""
 
 C = TypeVar("C")
 K = TypeVar("K", bound=Hashable)
@@ -66,7 +69,7 @@ class RunGrid(Generic[K]):
         self.finished: dict[K, Record] = {}
         if folder is None:
             return
-        file = folder / "config.toml"
+        file = folder / CONFIG
         if resume and folder.is_dir() and any(folder.iterdir()):
             marks = [path for pattern in (FINISHED, *former) for path in folder.glob(pattern)]
             if not marks:
@@ -113,6 +116,15 @@ class RunGrid(Generic[K]):
             progress.say(f"{name} {number} of {len(runs)}: {run.label}: {describe(record)}")
         progress.finish()
         return [self.finished[key] for key in runs]
+
+
+def failure_fields(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return what a result says of failed runs, by their names: each error, and the exit code of the first; {} if none failed."""
+    failed = {name: record for name, record in records.items() if FAILED in record}
+    if not failed:
+        return {}
+    code = next(iter(failed.values()))[EXIT_CODE]
+    return {FAILED: [f"{name}: {record[FAILED]}" for name, record in failed.items()], EXIT_CODE: code}
 
 
 def with_run_config(base: type[C]) -> dict[type[RunConfig], type[C]]:

@@ -125,7 +125,8 @@ class FinetuneOptions(groups.TaskTrainingOptions):
     Attributes:
         best_metric: Metric on the dev data by which the best model is found and training stops early, such as accuracy,
             macro_f1 or loss. Default: the task's main metric.
-        time: Training budget in wall-clock time, such as 90s, 30m or 1h30m; interruptions do not count.
+        time: Training budget in wall-clock time, such as 90s, 30m or 1h30m, of each seed. Interruptions do not count;
+            the evaluation after the last step comes on top, the result names its time.
     """
 
     best_metric: str | None = None
@@ -377,12 +378,13 @@ class AblateOptions(groups.BudgetOptions, groups.ConfigOptions, groups.Resumable
             classify:sst2.tsv, seq2seq:train.en,train.fr; NAME= before it names its column. Or a .toml file of a
             fine-tuning, as finetune --show-config prints it, with dev data and settings of its own.
         variants: Variant as NAME:KEY=VALUE,KEY=VALUE, settings of pre-training as for --set, or the name of a preset of
-            denoising. Default: every preset.
+            denoising. A preset's name before settings chooses that preset, which they change; NAME: alone is the recipe
+            as it is. Default: every preset.
         flops: Training budget of each variant in floating-point operations, as the log counts them, rounded to full
-            steps.
+            steps; a note says so if they differ by more than 5 %.
         num_seeds: Number of fine-tunings of each variant on each task with consecutive random seeds.
         num_pretraining_seeds: Number of pre-training runs of each variant with consecutive random seeds; the
-            fine-tunings take turns with them.
+            fine-tunings take turns with them. On resume, more of them need more fine-tunings.
         finetune_settings: Override a config value of every fine-tuning, for example budget.epochs=5.
     """
 

@@ -203,7 +203,8 @@ class BudgetOptions(Options):
     Attributes:
         steps: Training budget in optimizer steps.
         tokens: Training budget in tokens.
-        time: Training budget in wall-clock time, such as 90s, 30m or 1h30m; interruptions do not count.
+        time: Training budget in wall-clock time, such as 90s, 30m or 1h30m. Interruptions do not count; the evaluation
+            after the last step comes on top.
     """
 
     steps: int | None = None

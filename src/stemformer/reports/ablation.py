@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stemformer.progress import format_count
+from stemformer.progress import format_count, format_list
 from stemformer.reports.page import Cell, Report, ReportTable, Tile, metric_title
 from stemformer.reports.plots import BASELINE_STYLE, COLORS, new_figure, save_figure, style_axes
 
@@ -19,12 +19,12 @@ _PRETRAINING = {
     "seed": "seed",
     "steps": "steps",
     "tokens": "tokens",
-    "flops": "operations",
+    "flops": "FLOPs",
     "seconds": "seconds",
     "loss": "held-out loss",
     "source_gain": "source gain",
 }
-_NO_MODEL = "No model: the most frequent label, or the best of the source itself, its start and a constant text."
+_BASELINE = "Baseline: the most frequent label, or the best of the source itself, its start and a constant text."
 _PANEL_INCHES, _ROW_INCHES = 2.5, 0.32
 _MAX_PANELS = 3
 """Panels in a row of the plot."""
@@ -39,19 +39,21 @@ def write_ablation_report(folder: Path, content: dict[str, Any]) -> Path:
     svg = save_figure(_plot(content, variants), folder, "ablate")
     seeds = len(content["seeds"])
     has_intervals = any(row["interval"] for row in content["differences"])
-    bars = "95 % interval" if has_intervals else "standard deviation"
+    bars = ""
+    if seeds > 1:
+        bars = f": single runs, mean, {'95 % interval' if has_intervals else 'standard deviation'}"
     headings = {"variant": "variant"} | {column: _heading(content, column) for column in content["columns"]}
     rows: list[dict[str, Any]] = [
         {"variant": _name(v)} | {column: _cell(content, v, column) for column in content["columns"]} for v in variants
     ]
-    rows.append({"variant": "no model"} | {column: _baseline_text(content, column) for column in content["columns"]})
+    rows.append({"variant": "baseline (no model)"} | {c: _baseline_text(content, c) for c in content["columns"]})
     caption = (
         "In points from 0 to 100. Green: the best of a column; bold: those that cannot be distinguished from it (the "
-        "95 % interval of the paired difference contains 0). " + _NO_MODEL
+        "95 % interval of the paired difference contains 0). " + _BASELINE
     )
     if not has_intervals:
         caption = "In points from 0 to 100. Green: the best of a column, which may be chance with so few seeds. "
-        caption += _NO_MODEL
+        caption += _BASELINE
     return Report(
         title=content["title"],
         kind="ablation",
@@ -59,7 +61,7 @@ def write_ablation_report(folder: Path, content: dict[str, Any]) -> Path:
         f"{format_count(len(content['tasks']), 'task')} with {format_count(seeds, 'seed')}.",
         tiles=_tiles(content),
         summary=content["summary"],
-        plots={f"Scores on dev data: single runs, mean, {bars}; dashed: no model, solid line: random weights": svg},
+        plots={f"Scores on dev data{bars}; dashed line: baseline, solid line: random weights": svg},
         plots_per_row=1,
         tables=[
             ReportTable("Scores", rows, headings, caption, num_text_columns=1),
@@ -92,7 +94,7 @@ def _cell(content: Mapping[str, Any], variant: str, column: str) -> Cell:
     row, best = content["scores"][variant][column], content["best"][column]
     if row["mean"] is None:
         return Cell("failed")
-    style = "good" if variant == best["variant"] else ""
+    style = "good" if variant in best["variants"] else ""
     if variant in best["close"] and any(x["interval"] for x in content["differences"] if x["column"] == column):
         style = "strong"
     return Cell(f"{row['mean']:.1f}", f"± {row['spread']:.1f}" if len(row["each"]) > 1 else "", style)
@@ -135,11 +137,13 @@ def _pretraining_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _tiles(content: Mapping[str, Any]) -> list[Tile]:
     tiles = []
     for column in content["columns"]:
-        best = content["best"][column]["variant"]
-        if best is not None:
-            row = content["scores"][best][column]
-            spread = f" ± {row['spread']:.1f}" if len(row["each"]) > 1 else ""
-            tiles.append(Tile(_heading(content, column), f"{row['mean']:.1f}{spread}", f"best: {_name(best)}"))
+        best = content["best"][column]["variants"]
+        if best:
+            row = content["scores"][best[0]][column]
+            # Rows that tie have deviations of their own.
+            spread = f" ± {row['spread']:.1f}" if len(row["each"]) > 1 and len(best) == 1 else ""
+            names = format_list(map(_name, best), 3)
+            tiles.append(Tile(_heading(content, column), f"{row['mean']:.1f}{spread}", f"best: {names}"))
     return tiles[:5]
 
 
@@ -158,13 +162,13 @@ def _plot(content: Mapping[str, Any], variants: Sequence[str]) -> "Figure":
 
 
 def _draw_column(axes: "Axes", content: Mapping[str, Any], variants: Sequence[str], column: str) -> None:
-    best = content["best"][column]["variant"]
+    best = content["best"][column]["variants"]
     shown: list[float] = []
     for y, variant in enumerate(variants):
         row = content["scores"][variant][column]
         if row["mean"] is None:
             continue
-        color = COLORS[5] if variant == "random" else COLORS[2] if variant == best else COLORS[0]
+        color = COLORS[5] if variant == "random" else COLORS[2] if variant in best else COLORS[0]
         bounds = row["interval"] or (row["mean"] - row["spread"], row["mean"] + row["spread"])
         shown += [*bounds, *row["each"].values()]
         axes.plot(bounds, [y, y], color=color, linewidth=2, alpha=0.6, solid_capstyle="butt")

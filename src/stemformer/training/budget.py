@@ -6,12 +6,14 @@ decides is on disk (`schedule.json`) before it is used, so a resumed run follows
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stemformer.data.examples.sampling import NUM_PREFETCHED
 from stemformer.errors import CheckpointError
 from stemformer.io import write_file
+from stemformer.progress import format_count
 from stemformer.training.config import FinetuneConfig, RunConfig
 from stemformer.training.lr_schedule import learning_rate_factor, warmup_and_decay
 
@@ -52,7 +54,7 @@ class TrainingBudget:
         self._phase_ratios = [start for start, _ in phases[1:]]
         self._file = folder / "schedule.json"
         self.started = 0.0
-        # Step and seconds after the first step of this process, or of its current phase.
+        # Step and seconds, without evaluations, after the first step of this process, or of its current phase.
         self._measured_from: tuple[int, float] | None = None
 
     def replay(self) -> None:
@@ -107,35 +109,42 @@ class TrainingBudget:
         """Return why a run took longer than its wall-clock budget; "" if it did not."""
         if self.seconds is None or self.clock.last_step is None or seconds <= 1.01 * self.seconds:
             return ""
-        num_steps = self.clock.last_step - (self.clock.decay_step or 0)
+        length = format_count(self.clock.last_step - (self.clock.decay_step or 0), "step")
         return (
-            f"The run took {seconds:,.0f} seconds of {self.seconds:,.0f}: the {num_steps:,} steps of the decay were "
-            "fixed when it started, by the mean time of the steps before, and took longer."
+            f"The run took {seconds:,.0f} seconds of {self.seconds:,.0f}: the length of the decay ({length}) was fixed "
+            "when it started, by the mean time of the steps before, and it took longer."
         )
 
-    def decide(self, step: int, seconds: float) -> tuple[int, int, int, int]:
+    def decide(
+        self, step: int, seconds: float, *, evaluating: float = 0.0, cost: float = 0.0, is_eval_due: bool = False
+    ) -> tuple[int, int, int, int]:
         """Return and store what the clock decides after a step, as `record` takes it; 0: nothing.
 
-        Called by rank 0 only, after each step.
+        Called by rank 0 only, after each step, before the evaluation that may be due. Of the seconds since the first
+        step of this process, those of `evaluating` were evaluations, the last of which took `cost`.
         """
         if self.seconds is None:
             return 0, 0, 0, 0
         schedule, clock = self.config.schedule, self.clock
         warmup_steps = phase_step = decay_step = last_step = 0
         if self._measured_from is None or step == self.phase_starts()[-1] + 1:
-            self._measured_from = step, seconds
-        # Seconds of a step: without the first one, if there are enough others.
+            self._measured_from = step, seconds - evaluating
+        # Seconds of a step: without the first one, if there are enough others, and without evaluations, which are as
+        # frequent neither at the start nor in the decay as they were until now.
         first_step, first_seconds = self._measured_from
+        trained = seconds - evaluating
         is_measured = step >= first_step + _NUM_MEASURED_STEPS
-        per_step = (seconds - first_seconds) / (step - first_step) if is_measured else (seconds - self.started) / step
+        per_step = (trained - first_seconds) / (step - first_step) if is_measured else (trained - self.started) / step
 
         # Decay: when the remaining time is what it should take.
         if clock.last_step is None and seconds >= self.seconds - schedule.decay_ratio * self.seconds:
-            decay_step, last_step = step, step + max(1, round((self.seconds - seconds) / per_step))
+            left = self.seconds - seconds - (cost if is_eval_due else 0.0)
+            decay_step, last_step = step, step + self._num_steps_within(left, step, per_step, cost)
 
         # Warm-up: as soon as a step is measured.
         if schedule.warmup_steps is None and clock.warmup_steps is None and (is_measured or last_step):
-            warmup_steps = max(1, round(schedule.warmup_ratio * (self.seconds - self.started) / per_step))
+            with_evaluation = per_step + cost / (self.config.evaluation.every or math.inf)
+            warmup_steps = max(1, round(schedule.warmup_ratio * (self.seconds - self.started) / with_evaluation))
 
         # Next phase: as early as its first batch is not being made yet.
         number, ahead = len(clock.phase_steps), NUM_PREFETCHED + 1
@@ -152,6 +161,22 @@ class TrainingBudget:
             # Used when all ranks know it.
             self.clock, self.num_steps = before
         return decided
+
+    def _num_steps_within(self, left: float, step: int, per_step: float, cost: float) -> int:
+        """Return how many of the next steps fit into the `left` seconds, with the evaluations between them."""
+        assert self.seconds is not None
+        if every := self.config.evaluation.every:
+            last = step + round(max(0.0, left) / (per_step + cost / every))
+            # That of the last step comes after the run.
+            num_evaluations = max(0, (last - 1) // every - step // every)
+        else:
+            period = self._period(_MAX_EVENTS, cost)
+            num_evaluations = max(0, math.ceil(self.seconds / period) - 1 - int((self.seconds - left) / period))
+        return max(1, round((left - num_evaluations * cost) / per_step))
+
+    def _period(self, times: int, cost: float) -> float:
+        """Return the seconds between events of `cost` seconds that are due `times` per run."""
+        return max((self.seconds or 0.0) / times, _EVENT_SHARE * cost)
 
     def lr_factor(self, step: int) -> float:
         """Return the learning rate at a step, from 0, as a fraction of its peak."""
@@ -178,5 +203,5 @@ class TrainingBudget:
             frequent = max(self.config.log_every, (self.num_steps or 1) // _MAX_EVENTS)
             interval = every or _MAX_EVENTS // times * frequent
             return step % interval == 0
-        period = max(self.seconds / times, _EVENT_SHARE * cost)
+        period = self._period(times, cost)
         return int(seconds / period) > int(previous_seconds / period)

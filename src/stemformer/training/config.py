@@ -95,7 +95,7 @@ class BudgetConfig:
     tokens: int | None = None
     # Passes over the training examples, rounded up to full steps.
     epochs: float | None = None
-    # Wall-clock time, interruptions excluded; the schedule is always `wsd`.
+    # Wall-clock time without interruptions and the evaluation after the last step; the schedule is always `wsd`.
     seconds: float | None = None
 
     def __post_init__(self) -> None:

@@ -83,13 +83,15 @@ class TrainState:
 
     step: int = 0
     tokens: int = 0
-    # Training time, interruptions excluded.
+    # Training time with its evaluations, but without interruptions and the evaluation after the last step.
     seconds: float = 0.0
     metrics: MetricAccumulator = field(default_factory=MetricAccumulator)
     # Last validation metrics, their step, and the duration of that evaluation.
     val_metrics: dict[str, float] = field(default_factory=dict)
     evaluated_step: int = -1
     eval_seconds: float = 0.0
+    # Duration of the evaluation after the last step.
+    final_eval_seconds: float = 0.0
     # Lowest monitored value so far, and evaluations since then, for early stopping.
     best: float = math.inf
     evals_since_best: int = 0
@@ -101,6 +103,10 @@ class TrainState:
 
     def update_seconds(self) -> None:
         self.seconds = time.perf_counter() - self._start_time
+
+    def exclude_time(self, seconds: float) -> None:
+        """Exclude time that the budget does not contain."""
+        self._start_time += seconds
 
     def update_best(self, value: float) -> None:
         is_better = value < self.best

@@ -73,6 +73,8 @@ def train(
     if ranks.world_size > 1:
         warm_up_ddp(module, batches_of_step(state.step, context)[0].to(context.device))
     cuda_graph_step = make_cuda_graph_step(module, context)
+    # Seconds of the evaluations between the steps of this process.
+    evaluating = 0.0
     with closing(log), GracefulInterrupt() as interrupt:
         # The next batches are made in a thread while the model computes.
         for batches in prefetch(lambda step: batches_of_step(step, context), steps):
@@ -85,7 +87,7 @@ def train(
             # Clip the gradient norm; a gradient that is not finite ends the run.
             grad_norm = clip_grad_norm(optimizer, module.parameters(), config.optimizer.max_grad_norm)
             if not torch.isfinite(grad_norm):
-                raise TrainingError(_not_finite("gradient", context, state))
+                raise _not_finite("gradient", context, state)
 
             # Set the learning rate of each parameter group, update the weights, reset the gradients.
             learning_rate = peak_learning_rate * budget.lr_factor(state.step)
@@ -108,7 +110,7 @@ def train(
             shown = position
 
             # Agree with the other ranks on what is due; a wall-clock budget may set the last step here.
-            actions = _agree_on_actions(context, state, previous_seconds, interrupt.is_requested)
+            actions = _agree_on_actions(context, state, previous_seconds, evaluating, interrupt.is_requested)
             must_stop, is_eval_due, is_save_due = actions
             is_last = budget.is_last(state.step)
 
@@ -122,6 +124,7 @@ def train(
             # Evaluate on held-out data; stop early if the monitored value no longer improves.
             if is_eval_due or is_last:
                 _evaluate(module, context, state, log, progress)
+                evaluating += state.eval_seconds
                 is_last = is_last or state.evals_since_best >= patience
 
             # Save a checkpoint; with early stopping also each new best model, which is kept.
@@ -234,9 +237,13 @@ def _evaluate(
     lists = {name: value for name, value in samples.items() if isinstance(value, list)}
     metrics |= {name: value for name, value in samples.items() if name not in lists}
     state.val_metrics, state.evaluated_step = metrics, state.step
+    if context.budget.is_last(state.step):
+        # The evaluation after the last step is no part of the budget.
+        state.final_eval_seconds = time.perf_counter() - started
+        state.exclude_time(state.final_eval_seconds)
     state.update_seconds()
     if not all(map(math.isfinite, metrics.values())):
-        raise TrainingError(_not_finite("validation loss", context, state))
+        raise _not_finite("validation loss", context, state)
 
     # Log metrics and samples; is this the best evaluation so far?
     if log is not None and metrics:
@@ -260,7 +267,7 @@ def _save(model: Model, optimizer: torch.optim.Optimizer, context: TrainingConte
     shards = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
     is_finite = all(bool(shard.isfinite().all()) for shard in shards)
     if context.ranks.all_reduce_max([float(not is_finite)])[0]:
-        raise TrainingError(_not_finite("weights", context, state))
+        raise _not_finite("weights", context, state)
     checkpoint = Checkpoint(
         step=state.step,
         tokens=state.tokens,
@@ -287,15 +294,17 @@ def _save(model: Model, optimizer: torch.optim.Optimizer, context: TrainingConte
 
 
 def _agree_on_actions(
-    context: TrainingContext, state: TrainState, previous_seconds: float, is_interrupted: bool
+    context: TrainingContext, state: TrainState, previous_seconds: float, evaluating: float, is_interrupted: bool
 ) -> tuple[bool, bool, bool]:
     """Return whether all ranks stop (if any was interrupted), evaluate and save (rank 0 decides)."""
     config, budget, ranks = context.config, context.budget, context.ranks
     values = [float(is_interrupted), 0.0, 0.0, *(0.0,) * 4]
     if ranks.is_main:
-        values[3:] = budget.decide(state.step, state.seconds)
         now: dict[str, Any] = {"step": state.step, "seconds": state.seconds, "previous_seconds": previous_seconds}
-        values[1] = budget.is_due(every=config.evaluation.every, times=20, cost=state.eval_seconds, **now)
+        cost = state.eval_seconds
+        is_due = budget.is_due(every=config.evaluation.every, times=20, cost=cost, **now)
+        values[3:] = budget.decide(state.step, state.seconds, evaluating=evaluating, cost=cost, is_eval_due=is_due)
+        values[1] = is_due
         values[2] = budget.is_due(every=config.checkpoints.every, times=10, **now)
     must_stop, is_eval_due, is_save_due, *decided = ranks.all_reduce_max(values)
     budget.record(*map(int, decided))
@@ -319,11 +328,10 @@ def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     return int(example_generator(seed, step, 2**63 + (rank << 32) + micro_batch).integers(2**63))
 
 
-def _not_finite(what: str, context: TrainingContext, state: TrainState) -> str:
+def _not_finite(what: str, context: TrainingContext, state: TrainState) -> TrainingError:
     numbers = [i for _, i in _example_numbers(state.step, context)]
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     saved = f"{context.folder}/checkpoints/step-{state.saved_step:08d}" if state.saved_step else "none"
-    return (
-        f"Step {state.step}: {what} not finite (examples {shown}; last good checkpoint: {saved}). "
-        "Lower optimizer.learning_rate or lengthen the warm-up, and start again with --overwrite or another --out."
-    )
+    advice = "Lower optimizer.learning_rate or lengthen the warm-up, and start again with --overwrite or another --out."
+    problem = f"{what} not finite (examples {shown}; last good checkpoint: {saved})."
+    return TrainingError(f"Step {state.step}: {problem}", advice=advice)
