@@ -20,7 +20,7 @@ from stemformer.cli import app as cli
 from stemformer.commands import pretrain as pretraining
 from stemformer.io import read_jsonl
 from stemformer.progress import Silent
-from stemformer.training import loop
+from stemformer.training import context, loop
 from stemformer.training.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_timing")
@@ -258,7 +258,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(loop, "time", Clock())
+    made = Clock()
+    for module in (loop, context, pretraining):
+        monkeypatch.setattr(module, "time", made)
 
 
 def train_timed(data, out, *, seconds, **options):
