@@ -81,8 +81,11 @@ def test_beams_equal_those_of_transformers(pair, length_penalty, early_stopping)
     assert found == expected
 
 
-CONSTRAINTS = [{"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 1}, {"min_new_tokens": 9}]
-CONSTRAINTS.append({"no_repeat_ngram_size": 3, "min_new_tokens": 6})
+CONSTRAINTS = [
+    {"no_repeat_ngram_size": 2},
+    {"min_new_tokens": 9},
+    {"no_repeat_ngram_size": 3, "min_new_tokens": 6},
+]
 
 
 @pytest.mark.parametrize("constraints", CONSTRAINTS)
@@ -96,6 +99,17 @@ def test_constrained_texts_equal_those_of_transformers(pair, num_beams, constrai
     assert found == [theirs_of(theirs, source, **options) for source in texts]
     # The constraints make a difference.
     assert found != ours_of(ours, texts, num_beams=num_beams, num_return_sequences=min(2, num_beams))
+
+
+def test_a_text_without_repeated_tokens_can_end(pair):
+    ours, theirs = pair
+    texts = sources(10)
+    found = ours_of(ours, texts, num_beams=1, no_repeat_ngram_size=1)
+    expected = [theirs_of(theirs, source, num_beams=1, no_repeat_ngram_size=1) for source in texts]
+    # In `generate` the start `</s>` of the decoder forbids the end.
+    for (ids,), (unended,) in zip(found, expected, strict=True):
+        assert len(set(ids)) == len(ids) <= len(unended) == NEW and ids == unended[: len(ids)]
+    assert any(len(ids) < NEW for (ids,) in found)
 
 
 @pytest.mark.slow
