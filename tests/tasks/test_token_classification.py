@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stemformer.data.labelled.token_classification import TaggedSentence, join_tokens
+from stemformer.data.tokenization.trainers import train_byte_bpe
 from stemformer.tasks.task import TaskConfig
 from stemformer.tasks.token_classification import IGNORE_INDEX, TokenClassification
 
@@ -48,6 +49,19 @@ def test_word_is_scored_at_its_first_token(tokenizer, words, joiners, pieces):
     examples = task().encode([sentence(words, joiners=joiners)], tokenizer, max_length=64)
     assert scored_tokens(examples, tokenizer) == list(enumerate(pieces))
     assert examples.counts == {}
+
+
+def test_byte_level_tokens_start_at_the_space_before_their_word():
+    texts = ["the old king spoke to her ."] * 50
+    byte_level = train_byte_bpe(texts, vocab_size=300, special_tokens="bart")
+    words = ["the", "old", "kin", "spoke", "her"]
+    assert task().encode([sentence(words)], byte_level, max_length=64).counts == {}
+    found, joined = (
+        scored_tokens(task().encode([record], byte_level, max_length=64), byte_level)
+        for record in (sentence(words), sentence(["the", "old"], joiners=""))
+    )
+    assert found[0] == (0, "the") and found[1] == (1, "Ġold") and found[3:] == [(3, "Ġspoke"), (4, "Ġher")]
+    assert found[2][1].startswith("Ġk") and len(joined) == 2
 
 
 def test_word_without_a_token_is_counted_and_gets_the_default_tag(tokenizer):

@@ -1,8 +1,8 @@
 """Token classification: a tag for each word, aligned to tokens by character offsets.
 
 Source: Devlin et al. 2019, section 5.3: a word is represented by its first token, without a conditional
-random field on top. In causal models it is the last token, the only one that has seen the word. Of a BART it is
-the decoder's state for that token (`objectives.objective.with_text_in_decoder`; Lewis et al. 2020, section 3.2).
+random field on top. In causal models it is the last token, the only one that has seen the word. Of a BART the first token
+is represented by the decoder's state (`objectives.objective.with_text_in_decoder`; Lewis et al. 2020, section 3.2).
 """
 
 from collections import Counter
@@ -149,10 +149,11 @@ class TokenClassification(Task):
 
 
 def first_tokens(record: TaggedSentence, encoding: Encoding) -> Int[np.ndarray, "w"]:
-    """Return the index of the first token that starts in each word; -1 for a word without one."""
-    starts = np.append(encoding.offsets[:, 0], np.iinfo(np.int64).max)
+    """Return the index of the first token that has a part of each word; -1 for a word without one."""
     begins, ends = np.array(record.offsets, np.int64).reshape(-1, 2).T
-    firsts = np.searchsorted(starts, begins)
+    # Byte-level tokens start at the space before their word.
+    firsts = np.searchsorted(encoding.offsets[:, 1], begins, side="right")
+    starts = np.append(encoding.offsets[:, 0], np.iinfo(np.int64).max)
     return np.where(starts[firsts] < ends, firsts, -1)
 
 
