@@ -205,7 +205,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 class PartialJsonl:
     """JSON lines that grow in `<name>.partial` until `finish` gives them their own name.
 
-    What was written stays there if the process ends before.
+    What was written stays there if the process ends before. As a context, no file without rows is left.
 
     Args:
         header: What the rows depend on, the first line of the partial file.
@@ -223,11 +223,19 @@ class PartialJsonl:
         lines = read_jsonl(self._partial) if resume else []
         current = json.loads(to_json(header))
         if lines and lines[0] != current:
-            names = [name for name in current if lines[0].get(name) != current[name]]
+            known = {**lines[0], **current}
+            names = [name for name in known if lines[0].get(name) != current.get(name)]
             problem = f"{self._partial} was written with another value of {', '.join(names)}"
             raise ConfigError(f"{problem}. Pass the same ones, or --overwrite in the place of --resume to start again.")
         write_jsonl(self._partial, lines or [current])
         self.rows = max(0, len(lines) - 1)
+
+    def __enter__(self) -> "PartialJsonl":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self.rows:
+            self._partial.unlink(missing_ok=True)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the rows so far."""

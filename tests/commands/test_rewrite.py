@@ -4,10 +4,13 @@ import copy
 import io
 import json
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import stemformer
 from stemformer import commands
@@ -16,6 +19,8 @@ from stemformer.errors import ConfigError, DataError, TokenizerError
 from stemformer.generation import rewriting
 from stemformer.generation.rewriting import Rewriter
 from stemformer.progress import Silent
+from stemformer.tasks.seq2seq import Seq2Seq
+from stemformer.tasks.task import TaskConfig
 
 TOO_LONG = "king " * 31
 TEXTS = ["the king was old .", "[MASK] king", "a queen came to the old [MASK] and spoke to him"]
@@ -104,16 +109,24 @@ def test_results_are_written_to_a_file(model, tmp_path):
         stemformer.rewrite(TEXTS, model=model, out="rewritten.txt")
 
 
-def test_finished_blocks_are_kept_and_continued(model, tmp_path, monkeypatch):
+def interrupted(model, out, monkeypatch, number=2, **options):
+    """Rewrite the texts in blocks of two, and stop after some of them."""
     monkeypatch.setattr(commands.rewrite, "_BLOCK_SIZE", 2)
+    said, progress = [], Silent()
+    progress.say = said.append
+    options = {"model": model, "out": str(out), "batch_size": 2, "progress": progress, **options}
+    with pytest.raises(DataError, match=f"Text {number + 1}"):
+        stemformer.rewrite(iter([*TEXTS[:number], TOO_LONG]), **options)
+    return said
+
+
+def test_finished_blocks_are_kept_and_continued(model, tmp_path, monkeypatch):
     out = tmp_path / "rewritten.jsonl"
-    with pytest.raises(DataError, match="Text 3"):
-        stemformer.rewrite(iter([*TEXTS[:2], TOO_LONG]), model=model, out=str(out), batch_size=2)
+    said = interrupted(model, out, monkeypatch)
+    assert said[-1] == f"{out}.partial keeps 2 texts: continue with --resume"
     assert [file.name for file in tmp_path.iterdir()] == ["rewritten.jsonl.partial"]
     with pytest.raises(ConfigError, match=r"partial holds the texts of a command that was interrupted\. Continue it"):
         stemformer.rewrite(TEXTS, model=model, out=str(out))
-    with pytest.raises(ConfigError, match=r"was written with another value of num_beams\. Pass the same"):
-        stemformer.rewrite(TEXTS, model=model, out=str(out), num_beams=2, resume=True)
     with pytest.raises(DataError, match=r"Text 2 is not the one that .*partial has\. Pass the same texts"):
         stemformer.rewrite([TEXTS[0], "another"], model=model, out=str(out), resume=True)
     with pytest.raises(DataError, match=r"There are 1 text, and .*partial has 2\. Pass the same texts"):
@@ -126,6 +139,60 @@ def test_finished_blocks_are_kept_and_continued(model, tmp_path, monkeypatch):
     rows = stemformer.rewrite(TEXTS, model=model)
     assert [json.loads(line) for line in out.read_text().splitlines()] == rows
     assert [file.name for file in tmp_path.iterdir()] == ["rewritten.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"num_beams": 2}, "num_beams"),
+        ({"max_new_tokens": 30}, "max_new_tokens"),
+        ({"precision": "bf16"}, "precision"),
+        ({"long_sources": "cut"}, "long_sources"),
+    ],
+)
+def test_texts_of_other_options_are_not_mixed(model, tmp_path, monkeypatch, options, names):
+    out = tmp_path / "rewritten.jsonl"
+    interrupted(model, out, monkeypatch)
+    with pytest.raises(ConfigError, match=rf"was written with another value of {names}\. Pass the same"):
+        stemformer.rewrite(TEXTS, model=model, out=str(out), resume=True, **options)
+
+
+def test_texts_of_another_model_of_this_path_are_not_mixed(model, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(Path(model.path) / "final", tmp_path / "model"))
+    interrupted(stemformer.load(str(folder)), tmp_path / "rewritten.jsonl", monkeypatch)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"was written with another value of weights\."):
+        stemformer.rewrite(TEXTS, model=str(folder), out=str(tmp_path / "rewritten.jsonl"), resume=True)
+
+
+def test_a_replacement_that_was_interrupted_is_continued(model, tmp_path, monkeypatch):
+    out = tmp_path / "rewritten.jsonl"
+    out.write_text("old\n")
+    interrupted(model, out, monkeypatch, overwrite=True)
+    assert out.read_text() == "old\n"
+    assert stemformer.rewrite(TEXTS, model=model, out=str(out), resume=True)["texts"] == 3
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_nothing_is_left_if_nothing_was_rewritten(model, tmp_path, monkeypatch):
+    assert interrupted(model, tmp_path / "rewritten.jsonl", monkeypatch, number=0) == []
+    with pytest.raises(DataError, match="No text to work on"):
+        stemformer.rewrite(iter([]), model=model, out=str(tmp_path / "rewritten.jsonl"))
+    with pytest.raises(DataError, match="No text to work on"):
+        stemformer.rewrite(iter([]), model=model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sources_are_split_as_the_model_says(model):
+    with pytest.raises(DataError, match="has 31 tokens"):
+        stemformer.rewrite([TOO_LONG], model=model)
+    task = Seq2Seq(TaskConfig("seq2seq"))
+    task.long_sources = "split"
+    splitting = copy.copy(model)
+    splitting.task = task
+    (found,) = stemformer.rewrite([TOO_LONG], model=splitting, max_new_tokens=2)
+    assert found["text"] == TOO_LONG
 
 
 def test_texts_are_checked_before_the_first_is_rewritten(model, tmp_path, monkeypatch):
@@ -192,7 +259,7 @@ def test_an_interrupted_command_says_how_to_continue(model, monkeypatch, capsys,
     monkeypatch.setattr(Rewriter, "rewrite", stop_at_the_second)
     out = tmp_path / "rewritten.jsonl"
     assert main(["rewrite", *TEXTS, "--model", "m", "--out", str(out), "--batch-size", "2"]) == 130
-    assert "Finished work was kept; continue with --resume" in capsys.readouterr().err
+    assert f"{out}.partial keeps 2 texts: continue with --resume" in capsys.readouterr().err
     monkeypatch.setattr(Rewriter, "rewrite", block)
     assert main(["rewrite", *TEXTS, "--model", "m", "--out", str(out), "--resume"]) == 0
     assert len(out.read_text().splitlines()) == 3
@@ -211,6 +278,7 @@ def test_texts_that_ran_into_their_length_are_counted(model):
     ("texts", "options", "error", "message"),
     [
         ([], {}, DataError, "No text to work on"),
+        (["king", "caf\udce9"], {}, DataError, r"Text 2 is not UTF-8\. Convert it first"),
         ("one text", {}, DataError, "Expected a list of texts"),
         (["king"], {"resume": True}, ConfigError, "--resume continues a file of --out. Name it"),
         ([TOO_LONG], {}, DataError, "has 31 tokens. Expected 1 to 30: shorten it, or pass"),

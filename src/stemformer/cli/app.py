@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from inspect import BoundArguments
-from pathlib import Path
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownCommandError
 
@@ -32,8 +31,6 @@ from stemformer.cli.display import (
 from stemformer.cli.exit_codes import DISK_FULL, describe_error, report_to_torchrun, signals_raise
 from stemformer.cli.parameters import Command, convert_value, new_words
 from stemformer.config import SIMILAR, nearest_first
-from stemformer.errors import ConfigError
-from stemformer.io import partial_path
 
 START, DATA, TRAIN, USE, MEASURE, KEEP = (
     Group(name, sort_key=number)
@@ -170,9 +167,6 @@ def _can_resume(words: Sequence[str], bound: BoundArguments, error: BaseExceptio
     out = bound.arguments.get("out")
     is_disk_full = isinstance(error, OSError) and error.errno in DISK_FULL and "resume" in bound.signature.parameters
     is_resumable = words[0] in ("prepare", "fewshot", "scaling-laws", "ablate") or words[:2] == ["benchmark", "blimp"]
-    if words[0] == "rewrite":
-        # A mistake in the options comes before the work.
-        return not isinstance(error, ConfigError) and out is not None and partial_path(Path(out)).is_file()
     is_stopped = isinstance(error, KeyboardInterrupt) and is_resumable
     return (is_disk_full or is_stopped) and out is not None and os.path.isdir(out) and any(os.scandir(out))
 

@@ -292,21 +292,21 @@ class _StdinLines:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
-        self._num_lines = sum(1 for _ in _lines())
+        self._num_lines = sum(1 for _ in _lines(allow_blank=True))
 
     def __length_hint__(self) -> int:
         return len(self._texts) + self._num_lines
 
     def __iter__(self) -> Iterator[str]:
         yield from self._texts
-        yield from _lines()
+        yield from _lines(allow_blank=True)
 
 
-def _lines() -> Iterator[str]:
+def _lines(*, allow_blank: bool = False) -> Iterator[str]:
     # Imported here, which keeps --help fast.
     from stemformer.data.text.files import stream_text, text_lines
 
-    return text_lines(stream_text("-"))
+    return text_lines(stream_text("-", allow_blank=allow_blank))
 
 
 def _typed() -> Iterator[str]:

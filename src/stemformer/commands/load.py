@@ -204,9 +204,7 @@ class Pipeline:
         for number, text in enumerate(prompts, start=1):
             if not isinstance(text, str):
                 raise DataError(f"Prompt {number} is {text!r}. Expected text.")
-            # Python decodes invalid bytes as surrogates.
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise DataError(f"Prompt {number} is not UTF-8. Convert it first.")
+            check_decoded(text, f"Prompt {number}")
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}. Expected at least 1.")
         known = DecodingConfig.__dataclass_fields__

@@ -10,11 +10,11 @@ from typing import Any
 from stemformer.commands.load import Pipeline, open_pipeline
 from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, max_target_tokens
 from stemformer.data.text.live_lines import LiveLines
-from stemformer.errors import ConfigError, DataError
+from stemformer.errors import ConfigError, DataError, StemformerError
 from stemformer.generation.beam_search import BeamConfig
 from stemformer.generation.rewriting import Rewriter
 from stemformer.huggingface.load import find_model_folder
-from stemformer.io import PartialJsonl, partial_path
+from stemformer.io import PartialJsonl, hash_file, partial_path
 from stemformer.objectives.denoising import DenoisingConfig
 from stemformer.options import RewriteOptions, accepts
 from stemformer.output_dir import check_output_file
@@ -78,28 +78,55 @@ def rewrite(
     progress.start("rewriting", total=length_hint(options.texts) or None, unit="texts")
     blocks = _read_blocks(options.texts, max(_BLOCK_SIZE, options.batch_size))
     results: list[dict[str, Any]] = []
+    number, note = 0, ""
     if options.out is None:
-        keep, number = on_row or results.append, 1
+        keep = on_row or results.append
         for block in blocks:
-            for result in rewriter.rewrite(block, first_number=number, on_batch=progress.advance):
+            for result in rewriter.rewrite(block, first_number=number + 1, on_batch=progress.advance):
                 keep(result)
             number += len(block)
     else:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        header = {"model": str(model.path), **asdict(rewriter.config), "long_sources": options.long_sources}
-        header |= {"languages": list(rewriter.languages)}
-        rows = PartialJsonl(Path(options.out), header, resume=options.resume)
-        if rows.rows:
-            progress.say(f"{format_count(rows.rows, 'text')} written before")
-            progress.advance(rows.rows)
-        for block in _skip(blocks, [row["text"] for row in rows], partial_path(Path(options.out))):
-            rows.append(rewriter.rewrite(block, first_number=rows.rows + 1, on_batch=progress.advance))
-        rows.finish()
+        number, is_resumed = _write(options.out, blocks, rewriter, model, options, progress)
+        note = " (of the texts rewritten now)" if is_resumed else ""
     progress.finish()
-    for what, number in rewriter.counts.items():
-        if number:
-            progress.say(f"{what}: {number:,}")
-    return results if options.out is None else {"out": options.out, "texts": rows.rows}
+    if not number:
+        raise DataError("No text to work on. Pass texts to rewrite.")
+    for what, count in rewriter.counts.items():
+        if count:
+            progress.say(f"{what}: {count:,}{note}")
+    return results if options.out is None else {"out": options.out, "texts": number}
+
+
+def _write(
+    out: str,
+    blocks: Iterable[list[str]],
+    rewriter: Rewriter,
+    model: Pipeline,
+    options: RewriteOptions,
+    progress: Progress,
+) -> tuple[int, bool]:
+    """Write the results to a file; return the number of texts, and whether some were written before."""
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = [hash_file(file) for file in sorted(find_model_folder(model.path).glob("*.safetensors"))]
+    header = {"model": str(model.path), "weights": weights, "precision": options.precision}
+    header |= {**asdict(rewriter.config), "max_new_tokens": options.max_new_tokens}
+    header |= {"long_sources": rewriter.long_sources, "languages": list(rewriter.languages)}
+    with PartialJsonl(path, header, resume=options.resume) as rows:
+        before = rows.rows
+        if before:
+            progress.say(f"{format_count(before, 'text')} written before")
+            progress.advance(before)
+        try:
+            for block in _skip(blocks, [row["text"] for row in rows], partial_path(path)):
+                rows.append(rewriter.rewrite(block, first_number=rows.rows + 1, on_batch=progress.advance))
+        except (StemformerError, OSError, KeyboardInterrupt):
+            if rows.rows > before:
+                progress.say(f"{partial_path(path)} keeps {format_count(rows.rows, 'text')}: continue with --resume")
+            raise
+        if rows.rows:
+            rows.finish()
+        return rows.rows, before > 0
 
 
 def _check_output(options: RewriteOptions) -> None:
@@ -107,8 +134,10 @@ def _check_output(options: RewriteOptions) -> None:
         if options.resume:
             raise ConfigError("--resume continues a file of --out. Name it.")
         return
-    check_output_file(options.out, overwrite=options.overwrite, suffixes=(".jsonl",))
     partial = partial_path(Path(options.out))
+    is_resumed = options.resume and partial.exists()
+    # What --overwrite of the command that was interrupted replaces in the end.
+    check_output_file(options.out, overwrite=options.overwrite or is_resumed, suffixes=(".jsonl",))
     if partial.exists() and not (options.resume or options.overwrite):
         problem = f"{partial} holds the texts of a command that was interrupted"
         raise ConfigError(f"{problem}. Continue it with --resume, or start again with --overwrite.")
@@ -149,7 +178,7 @@ def _make_rewriter(model: Pipeline, settings: dict[str, Any], options: RewriteOp
         options.batch_size,
         limit_of,
         parse_special_tokens=task is None,
-        long_sources=options.long_sources,
+        long_sources=options.long_sources or ("split" if task is not None and task.long_sources == "split" else None),
         max_sentences=None if task is None else task.max_source_sentences,
         languages=_language_ids(model, options),
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stemformer.data.examples.encoder_decoder import NUM_START_TOKENS, SourcePiece, source_pieces
+from stemformer.data.text.readers import check_decoded
 from stemformer.data.tokenization.tokenizer import Tokenizer
 from stemformer.errors import DataError
 from stemformer.generation.beam_search import BeamConfig, Hypothesis, search_beams
@@ -56,6 +57,7 @@ class Rewriter:
         """
         if not isinstance(text, str):
             raise DataError(f"Text {number} is {text!r:.60}. Expected text.")
+        check_decoded(text, f"Text {number}")
         if not (text := text.strip()):
             return []
         ids = self._encode(text)

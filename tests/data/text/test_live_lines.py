@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from stemformer.data.text import live_lines
 from stemformer.data.text.live_lines import LiveLines, is_live
 from stemformer.errors import DataError
 
@@ -39,11 +40,32 @@ def test_many_lines_are_split_into_blocks():
 
 def test_marks_and_carriage_returns_are_dropped():
     assert blocks_of("\ufeffé\r\nb\r\n".encode()) == [["é", "b"]]
+    assert blocks_of(b"a\rb\n") == [["a", "b"]]
 
 
-def test_a_line_that_is_not_utf8_is_named():
+def test_a_line_that_is_not_utf8_is_named_after_those_before():
+    read, write = os.pipe()
+    os.write(write, b"one\ntwo\nb\xff\n")
+    blocks = LiveLines(read).blocks(5)
+    assert next(blocks) == ["one", "two"]
     with pytest.raises(DataError, match=r"standard input: Line 3 is not UTF-8 .* Convert it to UTF-8"):
-        blocks_of(b"one\ntwo\nb\xff\n")
+        next(blocks)
+    os.close(write)
+    os.close(read)
+
+
+def test_a_steady_stream_is_answered(monkeypatch):
+    # A line each 30 ms of a clock of its own.
+    now, rest = [0.0], [b"line\n"] * 10
+
+    def read(descriptor, number):
+        now[0] += 0.03
+        return rest.pop() if rest else b""
+
+    monkeypatch.setattr(live_lines.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live_lines.os, "read", read)
+    monkeypatch.setattr(live_lines.select, "select", lambda *_: ([0], [], []))
+    assert [len(block) for block in LiveLines(0).blocks(100)] == [5, 5]
 
 
 def test_a_file_is_not_live(tmp_path):

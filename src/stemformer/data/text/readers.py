@@ -46,6 +46,12 @@ def column_texts(
         yield source, text
 
 
+def check_decoded(text: str, name: str) -> None:
+    """Raise DataError if a text was decoded from invalid bytes, which Python keeps as surrogates."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{name} is not UTF-8. Convert it first.")
+
+
 def replace_lone_surrogates(text: str, source: str, *, errors: str | None, skipped: Counter[str] | None = None) -> str:
     r"""Replace lone surrogates (JSON's `\ud83d`) by U+FFFD; raise unless `errors` is "replace"."""
     if text.isascii() or not (num_lone := len(_SURROGATE.findall(text))):
