@@ -12,7 +12,7 @@ from stemformer.models.embeddings import WordEmbedding
 from stemformer.models.model import make_model
 from stemformer.recipes import find_recipe
 from stemformer.training import cooccurrence
-from stemformer.training.cooccurrence import init_from_nearby_tokens, init_from_next_tokens
+from stemformer.training.cooccurrence import init_from_nearby_tokens, init_from_next_tokens, init_from_pairs
 
 V = 40
 
@@ -196,3 +196,51 @@ def test_pretraining_starts_from_counts_but_a_trained_model_keeps_its_embeddings
     # The recipe's counts are for a new model.
     more = embeddings("more", init=str(tmp_path / "random"))
     torch.testing.assert_close(more.weight, random.weight, atol=1e-6, rtol=0)
+
+
+def random_pairs(number=400, seed=0):
+    """Return texts of ids below 15, and the same in another order and 20 higher."""
+    rng = np.random.default_rng(seed)
+    sources = [rng.integers(0, 15, int(rng.integers(1, 8))) for _ in range(number)]
+    return sources, [20 + rng.permutation(source) for source in sources]
+
+
+@pytest.mark.parametrize("block", [1, 50, 10_000])
+def test_tokens_across_a_pair_are_all_counted(monkeypatch, block):
+    monkeypatch.setattr(cooccurrence, "_BLOCK_MEETINGS", block)
+    sources, targets = random_pairs(20)
+    expected = np.zeros((V, V))
+    for source, target in zip(sources, targets, strict=True):
+        for a in source:
+            for b in target:
+                expected[a, b] += 4 / len(target)
+    np.testing.assert_allclose(cooccurrence._count_across(sources, targets, V).toarray(), expected, rtol=1e-5)
+
+
+def test_of_many_pairs_some_are_counted(monkeypatch):
+    sources, targets = random_pairs()
+    meetings = sum(len(source) * len(target) for source, target in zip(sources, targets, strict=True))
+    monkeypatch.setattr(cooccurrence, "_NUM_MEETINGS", meetings // 2)
+    full, half = sum(map(len, sources)), cooccurrence._count_across(sources, targets, V).sum() / 4
+    assert 0.4 * full < half < 0.6 * full
+
+
+def test_translations_get_similar_embeddings():
+    word = torch.nn.Embedding(V, 16)
+    init_from_pairs(word, *random_pairs(), generator=torch.Generator().manual_seed(0))
+    vectors = torch.nn.functional.normalize(word.weight.detach(), dim=1)
+    similar = vectors[:15] @ vectors[20:35].T
+    assert similar.argmax(1).tolist() == list(range(15))
+
+
+def test_few_tokens_of_a_larger_vocabulary_get_embeddings():
+    # Eight words, each with an id of its own at the start of a text, and their reverse.
+    rng = np.random.default_rng(0)
+    words = [rng.integers(0, 8, int(rng.integers(2, 5))) for _ in range(1000)]
+    pairs = [[text + 8 * (np.arange(len(text)) > 0) for text in (forward, forward[::-1])] for forward in words]
+    word = torch.nn.Embedding(300, 128)
+    before = word.weight.detach().clone()
+    generator = torch.Generator().manual_seed(0)
+    init_from_pairs(word, *map(list, zip(*pairs, strict=True)), generator=generator)
+    assert word.weight.isfinite().all() and torch.equal(word.weight[16:], before[16:])
+    assert not torch.equal(word.weight[:16], before[:16])

@@ -46,6 +46,7 @@ from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
 from stemformer.training.config import BartRunConfig, BatchConfig, BudgetConfig, FinetuneConfig
 from stemformer.training.context import Phase, TrainingContext, TrainState
+from stemformer.training.cooccurrence import init_from_pairs
 from stemformer.training.distributed import DistributedContext, gather_full_state, init_distributed, is_restarted
 from stemformer.training.initialization import has_matching_head, load_initial_model, make_initial_model
 from stemformer.training.loop import train
@@ -55,6 +56,8 @@ from stemformer.training.throughput import matmul_rate
 
 # An evaluation on more examples is announced.
 _MANY_EXAMPLES = 2000
+# Steps between two orthogonalizations for a new model.
+_MUON_INTERVAL = 4
 # Pairs that show whether a model uses its sources.
 _NUM_GAIN_EXAMPLES = 64
 
@@ -122,7 +125,11 @@ def make_config(options: TaskTrainingOptions) -> FinetuneConfig:
             raise ConfigError(
                 f"{options.model} is not an encoder-decoder. Pass a BART or a recipe of one, such as bart_mini."
             )
-        config = replace(config, optimizer=recipe.optimizer, schedule=recipe.schedule)
+        optimizer = recipe.optimizer
+        if optimizer.kind == "muon":
+            # For batches of short texts orthogonalizing takes a quarter of a step (docs/log.md, 2026-12-01).
+            optimizer = replace(optimizer, muon_interval=_MUON_INTERVAL)
+        config = replace(config, optimizer=optimizer, schedule=recipe.schedule)
     default = config.budget
     config = resolve(replace(config, budget=BudgetConfig()), options)
     if config.budget == BudgetConfig():
@@ -240,7 +247,10 @@ def _find_start(config: FinetuneConfig) -> Path:
 
 
 def _save_new_model(config: FinetuneConfig, pairs: Sequence[SourceTarget], folder: Path) -> None:
-    """Save a model of a recipe with random weights and a byte-level BPE vocabulary of both sides of the pairs."""
+    """Save a new model of a recipe, with a byte-level BPE vocabulary of both sides of the pairs.
+
+    Its embeddings are from counts of the pairs, in which translations are similar from the start; other weights are random.
+    """
     targets = [text for pair in pairs for text in pair.targets or ()]
     task, seed = config.task, config.seed
     codes = {task.source_language, task.target_language, *(code for pair in pairs for code in pair.languages)}
@@ -250,9 +260,14 @@ def _save_new_model(config: FinetuneConfig, pairs: Sequence[SourceTarget], folde
     recipe = replace(find_recipe(config.model), seed=seed)
     model = make_initial_model(recipe, tokenizer, Silent())
     model.max_length = model.config.max_position_embeddings
+    with_target = [pair for pair in pairs if pair.targets]
+    sources = tokenizer.encode_ids([pair.source for pair in with_target])
+    first_targets = tokenizer.encode_ids([pair.targets[0] for pair in with_target if pair.targets])
+    generator = torch.Generator().manual_seed(seed)
+    init_from_pairs(model.body.embeddings.word, sources, first_targets, generator=generator)
     if model.lm_head.bias is not None:
-        ids = np.concatenate(tokenizer.encode_ids(targets))
-        init_output_bias_from_unigrams(model.lm_head, np.bincount(ids, minlength=tokenizer.vocab_size))
+        counts = np.bincount(np.concatenate(first_targets), minlength=tokenizer.vocab_size)
+        init_output_bias_from_unigrams(model.lm_head, counts)
     save_model(model, folder, tokenizer)
 
 

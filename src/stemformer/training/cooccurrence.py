@@ -7,7 +7,8 @@ Source: Levy and Goldberg 2014, section 4 (factorized pointwise mutual informati
 2014, section 4.2 (pairs weighted by distance).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,10 @@ from stemformer.data.shards.reader import Shards
 _NUM_TOKENS, _NUM_WINDOWS = 5_000_000, 1_000
 # Distance of the farthest tokens that count as nearby, for a masked LM.
 _WINDOW = 4
+# Weight of a source token with all tokens of its target, about that of the tokens near it.
+_ACROSS_WEIGHT = 4.0
+# Tokens of sources times those of their targets that are counted, and of one block.
+_NUM_MEETINGS, _BLOCK_MEETINGS = 20_000_000, 2_000_000
 # Root mean square of the norms of a masked LM's embeddings, with which its first scores have the best scale.
 _NORM = 0.64
 # Factor on the random embeddings of tokens that were not counted.
@@ -43,6 +48,29 @@ def init_from_nearby_tokens(word: nn.Embedding, shards: Shards, *, generator: to
     were not counted, such as `[MASK]`, start near zero.
     """
     counts = _count_nearby(_sample(shards), shards.vocab_size)
+    _init_from_counts(word, counts, generator, uncounted_scale=_UNCOUNTED_SCALE)
+
+
+def init_from_pairs(
+    word: nn.Embedding,
+    sources: Sequence[Int[np.ndarray, "_"]],
+    targets: Sequence[Int[np.ndarray, "_"]],
+    *,
+    generator: torch.Generator,
+) -> None:
+    """Set embeddings of an encoder-decoder as `init_from_nearby_tokens`, from pairs of texts.
+
+    Each token of a source is also near all of its target, however far, so that translations get similar embeddings.
+    Those of tokens that were not counted, such as languages, stay as they are.
+    """
+    counts = sum(_count_nearby(_sample_of(texts), word.num_embeddings) for texts in (sources, targets))
+    across = _count_across(sources, targets, word.num_embeddings)
+    _init_from_counts(word, (counts + across + across.T).tocsr(), generator, uncounted_scale=1.0)
+
+
+def _init_from_counts(
+    word: nn.Embedding, counts: "sparse.csr_matrix", generator: torch.Generator, *, uncounted_scale: float
+) -> None:
     frequency, _, pmi = _pmi(counts)
     pmi.data = np.maximum(pmi.data, 0)
     weight = np.sqrt(frequency).astype(np.float32)
@@ -52,7 +80,7 @@ def init_from_nearby_tokens(word: nn.Embedding, shards: Shards, *, generator: to
     if not is_counted.any():
         return
     rotated = _rotate(vectors * (_NORM / vectors[is_counted].square().sum(1).mean().sqrt()), generator=generator)[0]
-    word.weight.data = torch.where(is_counted[:, None], rotated, word.weight.data * _UNCOUNTED_SCALE)
+    word.weight.data = torch.where(is_counted[:, None], rotated, word.weight.data * uncounted_scale)
 
 
 def init_from_next_tokens(
@@ -124,6 +152,36 @@ def _sample(shards: Shards) -> _Sample:
     )
 
 
+def _sample_of(texts: Sequence[Int[np.ndarray, "_"]]) -> _Sample:
+    """Return texts, each as a document."""
+    lengths = np.array([len(text) for text in texts])
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    numbers = np.repeat(np.arange(len(texts)), lengths)
+    is_last = positions + 1 == lengths[numbers]
+    return _Sample(np.concatenate(texts).astype(np.int32), numbers, positions == 0, is_last)
+
+
+def _count_across(
+    sources: Sequence[Int[np.ndarray, "_"]], targets: Sequence[Int[np.ndarray, "_"]], vocab_size: int
+) -> "sparse.csr_matrix":
+    """Return how often each token of a source meets each of its target, (V, V).
+
+    All tokens of a target together have the same weight for each token of its source. Of much text some pairs are
+    counted, evenly apart.
+    """
+    sizes = np.array([len(source) * len(target) for source, target in zip(sources, targets, strict=True)])
+    number = int(len(sizes) * min(1, _NUM_MEETINGS / max(1, sizes.sum())))
+    chosen = np.linspace(0, len(sizes) - 1, max(1, number)).astype(np.int64)
+    blocks = np.array_split(chosen, max(1, math.ceil(sizes[chosen].sum() / _BLOCK_MEETINGS)))
+    total = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
+    for pairs in ([(sources[i], targets[i]) for i in block.tolist()] for block in blocks if len(block)):
+        left = np.concatenate([np.repeat(source, len(target)) for source, target in pairs])
+        right = np.concatenate([np.tile(target, len(source)) for source, target in pairs])
+        weights = [np.full(len(s) * len(t), _ACROSS_WEIGHT / max(1, len(t)), np.float32) for s, t in pairs]
+        total += sparse.coo_matrix((np.concatenate(weights), (left, right)), shape=(vocab_size,) * 2).tocsr()
+    return total
+
+
 def _count_nearby(sample: _Sample, vocab_size: int) -> "sparse.csr_matrix":
     """Return how often each two tokens are at most `_WINDOW` apart in a document, weighted by 1 / distance; (V, V)."""
     total = sparse.csr_matrix((vocab_size, vocab_size), dtype=np.float32)
@@ -172,7 +230,8 @@ def _symmetric_factors(matrix: "sparse.csr_matrix", size: int, generator: torch.
     shift = 0.0
     for _ in range(_NUM_ITERATIONS):
         basis, _ = torch.linalg.qr(_multiply(matrix, basis) + shift * basis)
-        values, vectors = torch.linalg.eigh(basis.T @ _multiply(matrix, basis))
+        # In float32 it fails for few distinct values, as of texts of a dozen words.
+        values, vectors = (x.float() for x in torch.linalg.eigh((basis.T @ _multiply(matrix, basis)).double()))
         shift = max(shift, -float(values[0]))
     return _pad_columns(basis @ vectors.flip(1)[:, :size] * values.flip(0)[:size].clamp(min=0).sqrt(), size)
 
