@@ -424,6 +424,35 @@ def test_rows_that_tie_are_all_starred_and_named():
     assert texts == ["50.0 ± 0.0*", "50.0 ± 1.4*", "10.0 ± 0.0"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (
+            {"a": [60.0, 61.0, 62.0], "b": [50.0, 51.0, 52.0]},
+            "best on t: a (61.0 ± 1.0); ahead of all others by paired 95 % intervals",
+        ),
+        ({"a": [60.0, 61.0, 62.0], "b": [50.0, 61.0, 66.0]}, "best on t: a (61.0 ± 1.0); not distinguishable: b"),
+        # Behind a by intervals, not behind b, which ties with a.
+        (
+            {"a": [50.0, 50.0, 50.0], "b": [40.0, 50.0, 60.0], "random": [45.0, 45.0, 45.0]},
+            "best on t, tied: a (50.0 ± 0.0), b (50.0 ± 10.0); not distinguishable: random weights",
+        ),
+        # No other row to be ahead of.
+        ({"a": [50.0, 50.0, 50.0], "b": [49.0, 50.0, 51.0]}, "best on t, tied: a (50.0 ± 0.0), b (50.0 ± 1.0)"),
+        ({"a": [50.0, 50.0, 50.0], "b": []}, "best on t: a (50.0 ± 0.0)"),
+    ],
+)
+def test_best_row_is_ahead_only_of_rows_with_scores_that_are_tested(rows, expected):
+    scores = {row: {"t": dict(enumerate(each))} for row, each in ({"random": []} | rows).items()}
+    assert ablation_results._sentences(scores, ["t"], {"t": find_best(scores, "t")}, {}, made_up(3))[0] == expected
+
+
+def test_single_row_with_scores_of_few_seeds_is_compared_with_none():
+    scores = {"random": {"t": {}}, "a": {"t": {0: 50.0}}}
+    sentences = ablation_results._sentences(scores, ["t"], {"t": find_best(scores, "t")}, {}, made_up(1))
+    assert sentences == ["best on t: a (50.0)"]
+
+
 @pytest.mark.parametrize(("num_seeds", "number"), [(1, 0), (2, 3), (3, 4)])
 def test_notes_explain_deviations_and_intervals_only_if_there_are_some(num_seeds, number):
     notes = ablation_results._notes(made_up(num_seeds), ablation_plan.AblationData({}, {}, {"t": 1e-3}, {}), {})

@@ -143,11 +143,12 @@ def _sentences(
         name = "the mean over understanding tasks" if column == MEAN else column
         shown_rows = [f"{row_title(row)} ({_mean_text(scores[row][column])})" for row in first]
         sentence = f"best on {name}{', tied' if len(first) > 1 else ''}: {format_list(shown_rows, 8)}"
-        if config.num_seeds < MIN_INTERVAL_SEEDS:
+        num_rows = sum(bool(by_column[column]) for by_column in scores.values())
+        if num_rows > 1 and config.num_seeds < MIN_INTERVAL_SEEDS:
             sentence += f"; with {format_count(config.num_seeds, 'seed')} no difference is established (--num-seeds 3)"
         elif close:
             sentence += f"; not distinguishable: {format_list(map(row_title, close), 8)}"
-        else:
+        elif num_rows > len(first):
             sentence += "; ahead of all others by paired 95 % intervals"
         sentences.append(sentence)
     column = MEAN if MEAN in columns else columns[0]
