@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import signal
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -624,6 +625,46 @@ def test_resume_with_other_settings_is_refused(ablate, files, finished, tiny, op
         options = {**options, "variants": ["infilling:objective.mask_rate=0.2"]}
     with pytest.raises(CheckpointError, match=re.escape(message)):
         small(tiny, files, finished[0], **{**usual, "resume": True, **options})
+
+
+# Warnings
+
+
+@pytest.mark.parametrize(
+    ("settings", "variants", "kinds"),
+    [
+        (["schedule.kind=cosine"], ["infilling", "rotation"], ["cosine"]),
+        ([], ["infilling", "cosine:schedule.kind=cosine"], ["cosine"]),
+        # Variants that set the same kind, and one that sets another.
+        (
+            ["schedule.kind=cosine"],
+            ["a:schedule.kind=constant", "b:schedule.kind=constant,objective.preset=mass", "rotation"],
+            ["cosine", "constant"],
+        ),
+        ([], ["infilling", "rotation"], []),
+    ],
+)
+def test_schedule_without_effect_is_warned_of_once(ablate, settings, variants, kinds):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ablate(steps=None, time="1m", settings=[*SMALL_BART, *settings], variants=variants, show_config=True)
+    starts = [str(warning.message).partition(" has no effect")[0] for warning in found]
+    assert starts == [f"schedule.kind = {kind}" for kind in kinds]
+
+
+def test_pretraining_of_a_variant_does_not_repeat_the_warning(ablate, copied, monkeypatch):
+    class StopError(Exception):
+        pass
+
+    def stop(recipe, **options):
+        warnings.warn("schedule.kind = cosine has no effect with a budget of time", stacklevel=1)
+        raise StopError
+
+    copied(lambda line: line["variant"] == "rotation")
+    monkeypatch.setattr(ablation_runs, "pretrain", stop)
+    # Warnings are errors.
+    with pytest.raises(StopError):
+        ablate(resume=True)
 
 
 # Bad input
