@@ -461,6 +461,27 @@ def test_notes_explain_deviations_and_intervals_only_if_there_are_some(num_seeds
     assert len(found) == number, found
 
 
+@pytest.mark.parametrize(
+    ("recipe", "settings", "expected"),
+    [
+        ("bart_tiny", ["objective.preset=masking"], True),
+        ("bart_tiny", ["objective.preset=t5"], True),
+        ("bart_tiny", ["objective.preset=t5", "objective.unit=word"], False),
+        ("bart_tiny", ["batch.size=8"], False),
+        ("bart_tiny", ["phases=[{start_ratio=0.5, size=8, sequence_length=32}]"], False),
+        ("bert_tiny", ["objective.mask_rate=0.3"], True),
+        ("bert_tiny", ["objective.sentences=next", "objective.causal_start_ratio=0"], False),
+        ("gpt_tiny", ["objective.direction=backward"], False),
+    ],
+)
+def test_note_says_that_variants_read_the_same_text_only_if_they_do(recipe, settings, expected):
+    run = replace(find_recipe(recipe), budget=BudgetConfig(steps=4))
+    runs = {"a": run, "b": with_settings(run, settings)}
+    plans = {name: ablation_plan.VariantPlan(each, None, 0, 0) for name, each in runs.items()}
+    notes = ablation_results._notes(made_up(1), ablation_plan.AblationData({}, plans, {"t": 1e-3}, {}), {})
+    assert notes[0] == "training budget of each variant: 4 steps" + "; the same text in the same order" * expected
+
+
 def test_command_prints_the_table_and_writes_a_report(finished, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ablation, "write_ablation_report", write_ablation_report)
     out = tmp_path / "out"

@@ -371,6 +371,18 @@ def plan_variant(name: str, run: RunConfig, shards: Shards, tokenizer: Tokenizer
     return VariantPlan(run, steps, *sizes, flops_ratio=steps * per_step / flops)
 
 
+def read_same_text(plans: Sequence[VariantPlan]) -> bool:
+    """Return whether each step reads the same text in all variants, apart from noise."""
+    if len(plans) > 1 and any(plan.run.phases and plan.run.budget.seconds is not None for plan in plans):
+        # The clock decides when a phase starts.
+        return False
+    found = {
+        (plan.run.batch, plan.run.phases, plan.run.objective.example_settings, plan.steps if plan.run.phases else None)
+        for plan in plans
+    }
+    return len(found) <= 1
+
+
 def rounding_notes(plans: Mapping[str, VariantPlan]) -> list[str]:
     """Return a sentence on the variants whose full steps differ much from the budget in FLOPs, if there are any."""
     shares = [

@@ -19,6 +19,7 @@ from stemformer.experiments.ablation_plan import (
     AblationConfig,
     AblationData,
     AblationRun,
+    read_same_text,
     rounding_notes,
     row_title,
 )
@@ -184,8 +185,9 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationR
         name: sorted({record["steps"] for cell, record in done.items() if cell.task == name}) for name in config.tasks
     }
     lengths = ", ".join(f"{' or '.join(map(str, found))} on {name}" for name, found in steps.items() if found)
+    same_text = "; the same text in the same order" if read_same_text(list(shared.plans.values())) else ""
     notes = [
-        f"training budget of each variant: {length}; the same text in the same order",
+        f"training budget of each variant: {length}{same_text}",
         *rounding_notes(shared.plans),
         f"{seeds} of fine-tuning and {pretrained} of each variant{variation}",
         "a seed sets head, order and dropout in the same way for each variant",
