@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from stemformer.device import autocast, choose_compile, choose_device, choose_precision
+from stemformer.device import autocast, choose_compile, choose_device, choose_precision, is_out_of_memory
 from stemformer.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -68,6 +68,23 @@ def test_bf16_forwards_compute_in_bf16_and_fp32_ones_do_not():
 )
 def test_blocks_are_compiled_on_cuda_or_where_it_is_wanted(wanted, device, expected):
     assert choose_compile(wanted, torch.device(device)) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_exhausted_memory_is_recognized_by_class_or_text(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 FAULTS = """

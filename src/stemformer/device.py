@@ -9,6 +9,10 @@ import torch
 
 from stemformer.errors import ConfigError
 
+# Texts of exhausted memory in errors that have no class of their own: of PyTorch's allocator on the CPU, of the CUDA
+# driver outside PyTorch's allocator, and of cuBLAS for its workspace.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device with a name; `auto` is CUDA if available, otherwise the CPU."""
@@ -49,9 +53,9 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory of the machine or the device is exhausted."""
-    # On the CPU, PyTorch raises a RuntimeError like any other.
-    is_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or is_cpu
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def set_threads(number: int | None) -> None:

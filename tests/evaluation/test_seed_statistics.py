@@ -90,6 +90,14 @@ def test_rows_with_equal_means_are_all_best():
     assert find_best(scores, "x") == (["a", "b"], ["c"])
 
 
+@pytest.mark.parametrize("order", ["abc", "bac", "cab", "cba"])
+def test_row_is_behind_only_if_it_is_behind_each_of_those_that_tie(order):
+    # Always 5 behind a; behind b by -5, 5 and 15, whose interval has 0.
+    rows = {"a": [50.0, 50.0, 50.0], "b": [40.0, 50.0, 60.0], "c": [45.0, 45.0, 45.0]}
+    best, close = find_best({row: {"x": dict(enumerate(rows[row]))} for row in order}, "x")
+    assert (sorted(best), close) == (["a", "b"], ["c"])
+
+
 # interpolation
 
 

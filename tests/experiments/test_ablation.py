@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import signal
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -424,11 +425,61 @@ def test_rows_that_tie_are_all_starred_and_named():
     assert texts == ["50.0 ± 0.0*", "50.0 ± 1.4*", "10.0 ± 0.0"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (
+            {"a": [60.0, 61.0, 62.0], "b": [50.0, 51.0, 52.0]},
+            "best on t: a (61.0 ± 1.0); ahead of all others by paired 95 % intervals",
+        ),
+        ({"a": [60.0, 61.0, 62.0], "b": [50.0, 61.0, 66.0]}, "best on t: a (61.0 ± 1.0); not distinguishable: b"),
+        # Behind a by intervals, not behind b, which ties with a.
+        (
+            {"a": [50.0, 50.0, 50.0], "b": [40.0, 50.0, 60.0], "random": [45.0, 45.0, 45.0]},
+            "best on t, tied: a (50.0 ± 0.0), b (50.0 ± 10.0); not distinguishable: random weights",
+        ),
+        # No other row to be ahead of.
+        ({"a": [50.0, 50.0, 50.0], "b": [49.0, 50.0, 51.0]}, "best on t, tied: a (50.0 ± 0.0), b (50.0 ± 1.0)"),
+        ({"a": [50.0, 50.0, 50.0], "b": []}, "best on t: a (50.0 ± 0.0)"),
+    ],
+)
+def test_best_row_is_ahead_only_of_rows_with_scores_that_are_tested(rows, expected):
+    scores = {row: {"t": dict(enumerate(each))} for row, each in ({"random": []} | rows).items()}
+    assert ablation_results._sentences(scores, ["t"], {"t": find_best(scores, "t")}, {}, made_up(3))[0] == expected
+
+
+def test_single_row_with_scores_of_few_seeds_is_compared_with_none():
+    scores = {"random": {"t": {}}, "a": {"t": {0: 50.0}}}
+    sentences = ablation_results._sentences(scores, ["t"], {"t": find_best(scores, "t")}, {}, made_up(1))
+    assert sentences == ["best on t: a (50.0)"]
+
+
 @pytest.mark.parametrize(("num_seeds", "number"), [(1, 0), (2, 3), (3, 4)])
 def test_notes_explain_deviations_and_intervals_only_if_there_are_some(num_seeds, number):
     notes = ablation_results._notes(made_up(num_seeds), ablation_plan.AblationData({}, {}, {"t": 1e-3}, {}), {})
     found = [note for note in notes if "±" in note or "interval" in note]
     assert len(found) == number, found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "expected"),
+    [
+        ("bart_tiny", ["objective.preset=masking"], True),
+        ("bart_tiny", ["objective.preset=t5"], True),
+        ("bart_tiny", ["objective.preset=t5", "objective.unit=word"], False),
+        ("bart_tiny", ["batch.size=8"], False),
+        ("bart_tiny", ["phases=[{start_ratio=0.5, size=8, sequence_length=32}]"], False),
+        ("bert_tiny", ["objective.mask_rate=0.3"], True),
+        ("bert_tiny", ["objective.sentences=next", "objective.causal_start_ratio=0"], False),
+        ("gpt_tiny", ["objective.direction=backward"], False),
+    ],
+)
+def test_note_says_that_variants_read_the_same_text_only_if_they_do(recipe, settings, expected):
+    run = replace(find_recipe(recipe), budget=BudgetConfig(steps=4))
+    runs = {"a": run, "b": with_settings(run, settings)}
+    plans = {name: ablation_plan.VariantPlan(each, None, 0, 0) for name, each in runs.items()}
+    notes = ablation_results._notes(made_up(1), ablation_plan.AblationData({}, plans, {"t": 1e-3}, {}), {})
+    assert notes[0] == "training budget of each variant: 4 steps" + "; the same text in the same order" * expected
 
 
 def test_command_prints_the_table_and_writes_a_report(finished, command, tmp_path, capsys, monkeypatch):
@@ -595,6 +646,46 @@ def test_resume_with_other_settings_is_refused(ablate, files, finished, tiny, op
         options = {**options, "variants": ["infilling:objective.mask_rate=0.2"]}
     with pytest.raises(CheckpointError, match=re.escape(message)):
         small(tiny, files, finished[0], **{**usual, "resume": True, **options})
+
+
+# Warnings
+
+
+@pytest.mark.parametrize(
+    ("settings", "variants", "kinds"),
+    [
+        (["schedule.kind=cosine"], ["infilling", "rotation"], ["cosine"]),
+        ([], ["infilling", "cosine:schedule.kind=cosine"], ["cosine"]),
+        # Variants that set the same kind, and one that sets another.
+        (
+            ["schedule.kind=cosine"],
+            ["a:schedule.kind=constant", "b:schedule.kind=constant,objective.preset=mass", "rotation"],
+            ["cosine", "constant"],
+        ),
+        ([], ["infilling", "rotation"], []),
+    ],
+)
+def test_schedule_without_effect_is_warned_of_once(ablate, settings, variants, kinds):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ablate(steps=None, time="1m", settings=[*SMALL_BART, *settings], variants=variants, show_config=True)
+    starts = [str(warning.message).partition(" has no effect")[0] for warning in found]
+    assert starts == [f"schedule.kind = {kind}" for kind in kinds]
+
+
+def test_pretraining_of_a_variant_does_not_repeat_the_warning(ablate, copied, monkeypatch):
+    class StopError(Exception):
+        pass
+
+    def stop(recipe, **options):
+        warnings.warn("schedule.kind = cosine has no effect with a budget of time", stacklevel=1)
+        raise StopError
+
+    copied(lambda line: line["variant"] == "rotation")
+    monkeypatch.setattr(ablation_runs, "pretrain", stop)
+    # Warnings are errors.
+    with pytest.raises(StopError):
+        ablate(resume=True)
 
 
 # Bad input

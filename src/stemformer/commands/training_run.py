@@ -1,6 +1,7 @@
 """What pre-training and fine-tuning share: config, run directory, and start or resumption."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,23 @@ def resolve(config: Config, options: TrainSettings) -> Config:
         budget = {"seconds": read_duration(budget["time"])}
     if budget:
         config = replace(config, budget=type(config.budget)(**budget))
-    keys = [setting.partition("=")[0].strip() for setting in options.settings]
-    is_set = "schedule.kind" in keys or config.schedule.kind != default_kind
-    if config.budget.seconds is not None and is_set and config.schedule.kind != "wsd":
-        problem = f"schedule.kind = {config.schedule.kind} has no effect with a budget of time, which is always wsd"
-        warnings.warn(
-            f"{problem}: the number of steps is not known. Remove it, or set a budget of steps.", stacklevel=3
-        )
+    if config.schedule.kind != default_kind or sets_schedule_kind(options.settings):
+        warn_of_schedule_without_effect(config)
     compute = {name: value for name, value in options.compute().items() if value is not None}
     return replace(config, seed=chosen.get("seed", config.seed), compute=replace(config.compute, **compute))
+
+
+def sets_schedule_kind(settings: Sequence[str]) -> bool:
+    """Return whether one of the settings is the kind of the schedule."""
+    return any(setting.partition("=")[0].strip() == "schedule.kind" for setting in settings)
+
+
+def warn_of_schedule_without_effect(config: Config) -> None:
+    """Warn that the kind of a schedule, which is set, has no effect with the budget."""
+    if config.budget.seconds is None or config.schedule.kind == "wsd":
+        return
+    problem = f"schedule.kind = {config.schedule.kind} has no effect with a budget of time, which is always wsd"
+    warnings.warn(f"{problem}: the number of steps is not known. Remove it, or set a budget of steps.", stacklevel=4)
 
 
 def open_run_dir(options: ResumableOptions) -> tuple[Path, bool]:

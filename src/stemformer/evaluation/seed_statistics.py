@@ -65,20 +65,23 @@ def add_mean(scores: SeedScores, columns: Sequence[Any], name: str) -> dict[str,
 def find_best(scores: SeedScores, column: Any) -> tuple[list[str], list[str]]:
     """Return the rows with the highest mean in a column, which tie, and the other rows that may be as good.
 
-    Those are the rows whose paired difference from the first best one has a 95 % interval with 0, or too few common seeds for
-    one. The intervals are not corrected for the number of rows.
+    Those are the rows whose paired difference from any of the best ones has a 95 % interval with 0, or too few common seeds
+    for one, so the order of rows that tie changes nothing. The intervals are not corrected for the number of rows.
     """
     found = {row: by_column[column] for row, by_column in scores.items() if by_column.get(column)}
     mean = {row: math.fsum(by_seed.values()) / len(by_seed) for row, by_seed in found.items()}
     # Equal but for rounding.
     best = [row for row in mean if math.isclose(mean[row], max(mean.values()), rel_tol=1e-9)]
-    close = []
-    for row in (row for row in found if row not in best):
-        common = set(found[row]) & set(found[best[0]])
-        bounds = interval(*paired_difference(scores, best[0], row, column)) if common else None
-        if bounds is None or bounds[0] <= 0:
-            close.append(row)
-    return best, close
+    others = [row for row in found if row not in best]
+    return best, [row for row in others if not all(_is_ahead(scores, first, row, column) for first in best)]
+
+
+def _is_ahead(scores: SeedScores, first: str, second: str, column: Any) -> bool:
+    """Return whether the 95 % interval of the paired difference is above 0."""
+    if not set(scores[first][column]) & set(scores[second][column]):
+        return False
+    bounds = interval(*paired_difference(scores, first, second, column))
+    return bounds is not None and bounds[0] > 0
 
 
 def labels_to_match(curve: Mapping[int, float], target: float) -> float | None:

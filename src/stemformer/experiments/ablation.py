@@ -90,7 +90,7 @@ def ablate(options: AblateOptions, *, progress: Progress | None = None) -> dict[
     run = resolve(find_recipe(options.recipe), options)
     _check(run, options)
     variants = parse_variants(options.variants, run)
-    configs = variant_configs(options, variants)
+    configs = variant_configs(run, variants)
     tasks = task_configs(options, run.seed)
     counts = (options.num_seeds, options.num_pretraining_seeds)
     config = CONFIGS[type(run)](variants, tasks, *counts, flops=options.flops, run=run)

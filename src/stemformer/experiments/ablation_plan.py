@@ -13,8 +13,8 @@ import torch
 from stemformer.commands.finetune import make_config
 from stemformer.commands.plan import num_stored_values
 from stemformer.commands.pretrain import make_pretraining_context
-from stemformer.commands.training_run import resolve
-from stemformer.config import nearest
+from stemformer.commands.training_run import sets_schedule_kind, warn_of_schedule_without_effect
+from stemformer.config import nearest, with_settings
 from stemformer.data.labelled.detect_format import detect_task
 from stemformer.data.labelled.sequence_pairs import split_parallel
 from stemformer.data.shards.reader import Shards
@@ -28,7 +28,6 @@ from stemformer.objectives.objective import OBJECTIVES
 from stemformer.options import AblateOptions, FinetuneOptions
 from stemformer.options.groups import TaskName
 from stemformer.progress import format_count, format_list
-from stemformer.recipes import find_recipe
 from stemformer.tasks.dataset import LabelledData
 from stemformer.training.config import RENAMED_SETTINGS, BudgetConfig, FinetuneConfig, RunConfig
 from stemformer.training.distributed import SINGLE_PROCESS
@@ -257,14 +256,19 @@ def _check_name(name: str, *, option: str, known: Container[str]) -> None:
         raise ConfigError(f"{option}: There are two of the name {name!r}. Write NAME= before one of them.")
 
 
-def variant_configs(options: AblateOptions, variants: dict[str, tuple[str, ...]]) -> dict[str, RunConfig]:
-    """Return the config of each variant: the recipe, the settings of all, and its own."""
-    recipe, runs = find_recipe(options.recipe), {}
+def variant_configs(run: RunConfig, variants: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
+    """Return the config of each variant: `run`, which they share, with its own settings."""
+    runs: dict[str, RunConfig] = {}
+    warned = set()
     for name, settings in variants.items():
         try:
-            runs[name] = resolve(recipe, replace(options, settings=(*options.settings, *settings)))
+            runs[name] = with_settings(run, settings, renamed=RENAMED_SETTINGS)
         except ConfigError as error:
             raise ConfigError(f"Variant {name!r}: {error}") from error
+        # Not for what `run` sets, of which its own resolution has warned.
+        if sets_schedule_kind(settings) and (kind := runs[name].schedule.kind) not in warned:
+            warned.add(kind)
+            warn_of_schedule_without_effect(runs[name])
         if same := next((other for other in runs if other != name and runs[other] == runs[name]), None):
             raise ConfigError(f"Variants {same!r} and {name!r} have the same settings. Remove one of them.")
     return runs
@@ -365,6 +369,18 @@ def plan_variant(name: str, run: RunConfig, shards: Shards, tokenizer: Tokenizer
         return VariantPlan(run, None, *sizes)
     steps = max(1, round(flops / per_step))
     return VariantPlan(run, steps, *sizes, flops_ratio=steps * per_step / flops)
+
+
+def read_same_text(plans: Sequence[VariantPlan]) -> bool:
+    """Return whether each step reads the same text in all variants, apart from noise."""
+    if len(plans) > 1 and any(plan.run.phases and plan.run.budget.seconds is not None for plan in plans):
+        # The clock decides when a phase starts.
+        return False
+    found = {
+        (plan.run.batch, plan.run.phases, plan.run.objective.example_settings, plan.steps if plan.run.phases else None)
+        for plan in plans
+    }
+    return len(found) <= 1
 
 
 def rounding_notes(plans: Mapping[str, VariantPlan]) -> list[str]:

@@ -19,6 +19,7 @@ from stemformer.experiments.ablation_plan import (
     AblationConfig,
     AblationData,
     AblationRun,
+    read_same_text,
     rounding_notes,
     row_title,
 )
@@ -143,11 +144,12 @@ def _sentences(
         name = "the mean over understanding tasks" if column == MEAN else column
         shown_rows = [f"{row_title(row)} ({_mean_text(scores[row][column])})" for row in first]
         sentence = f"best on {name}{', tied' if len(first) > 1 else ''}: {format_list(shown_rows, 8)}"
-        if config.num_seeds < MIN_INTERVAL_SEEDS:
+        num_rows = sum(bool(by_column[column]) for by_column in scores.values())
+        if num_rows > 1 and config.num_seeds < MIN_INTERVAL_SEEDS:
             sentence += f"; with {format_count(config.num_seeds, 'seed')} no difference is established (--num-seeds 3)"
         elif close:
             sentence += f"; not distinguishable: {format_list(map(row_title, close), 8)}"
-        else:
+        elif num_rows > len(first):
             sentence += "; ahead of all others by paired 95 % intervals"
         sentences.append(sentence)
     column = MEAN if MEAN in columns else columns[0]
@@ -183,8 +185,9 @@ def _notes(config: AblationConfig, shared: AblationData, done: Mapping[AblationR
         name: sorted({record["steps"] for cell, record in done.items() if cell.task == name}) for name in config.tasks
     }
     lengths = ", ".join(f"{' or '.join(map(str, found))} on {name}" for name, found in steps.items() if found)
+    same_text = "; the same text in the same order" if read_same_text(list(shared.plans.values())) else ""
     notes = [
-        f"training budget of each variant: {length}; the same text in the same order",
+        f"training budget of each variant: {length}{same_text}",
         *rounding_notes(shared.plans),
         f"{seeds} of fine-tuning and {pretrained} of each variant{variation}",
         "a seed sets head, order and dropout in the same way for each variant",

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,20 +90,23 @@ class AblationRuns:
 
     def _pretrain(self, cell: AblationRun, progress: Progress) -> Record:
         options, out = self.options, self.folder / cell.folder
-        result = pretrain(
-            self.config.run.recipe,
-            data=options.data,
-            out=str(out),
-            config=options.config,
-            settings=[*options.settings, *self.config.variants[cell.variant]],
-            steps=self.data.plans[cell.variant].steps or options.steps,
-            tokens=options.tokens,
-            time=options.time,
-            seed=cell.seed,
-            **options.compute(),
-            resume=True,
-            progress=progress,
-        )
+        with warnings.catch_warnings():
+            # The ablation has warned of it for all variants.
+            warnings.filterwarnings("ignore", message=r"schedule\.kind = \w+ has no effect")
+            result = pretrain(
+                self.config.run.recipe,
+                data=options.data,
+                out=str(out),
+                config=options.config,
+                settings=[*options.settings, *self.config.variants[cell.variant]],
+                steps=self.data.plans[cell.variant].steps or options.steps,
+                tokens=options.tokens,
+                time=options.time,
+                seed=cell.seed,
+                **options.compute(),
+                resume=True,
+                progress=progress,
+            )
         log = read_jsonl(out / "log.jsonl")
         last: dict[str, Any] = next((line for line in reversed(log) if line["kind"] == "evaluation"), {})
         metrics = {name: value for name, value in last.items() if name.startswith("held_out_")}

@@ -35,6 +35,11 @@ class CausalLmConfig:
     def __post_init__(self) -> None:
         check_at_least(0, self, "objective.", "sampled_softmax")
 
+    @property
+    def example_settings(self) -> tuple[object, ...]:
+        """What decides which text an example has, and in which order."""
+        return (self.direction, self.documents)
+
 
 class CausalLm:
     """Causal-LM objective on packed pieces of documents or on a token stream.

@@ -139,6 +139,11 @@ class DenoisingConfig:
         return replace(NOISES[self.preset], **{name: value for name, value in values.items() if value is not None})
 
     @property
+    def example_settings(self) -> tuple[object, ...]:
+        """What decides which text an example has: whether it leaves room for sentinels."""
+        return (self.unit == "word" and self.noise.replace == "sentinel" and self.noise.target == "lost",)
+
+    @property
     def writes(self) -> str | None:
         """What a model that was trained so writes, for messages; None for the repaired text."""
         if self.noise.target == "text" and self.preset != "left_to_right":

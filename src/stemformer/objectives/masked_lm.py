@@ -70,6 +70,11 @@ class MaskedLmConfig:
         """Key of `OBJECTIVES`."""
         return self.sentences
 
+    @property
+    def example_settings(self) -> tuple[object, ...]:
+        """What decides which text an example has, and in which order."""
+        return (self.sentences, 0.0 if self.sentences == "none" else self.short_seq_prob)
+
 
 @dataclass(frozen=True)
 class SpecialIds:
