@@ -130,6 +130,18 @@ def test_languages_of_the_training_are_the_default_here_and_in_transformers(one_
     assert copied["rewritten"] == "ape bee"
 
 
+@pytest.mark.parametrize("columns", [{}, COLUMNS])
+def test_training_again_removes_the_language_that_transformers_reads(both_ways, one_way, tmp_path, columns):
+    train = [str(both_ways[0] / "dev.jsonl")]
+    settings = ["task.num_beams=1", "task.num_written=2"]
+    options = {**TRAINING, "model": one_way, "train": train, "steps": 1, "settings": settings}
+    again = stemformer.finetune("seq2seq", out=str(tmp_path / "again"), **options, **columns)["model"]
+    assert "forced_bos_token_id" not in json.loads(Path(again, "generation_config.json").read_text())
+    encode = transformers.AutoTokenizer.from_pretrained(again)
+    ids = encode("ape").input_ids
+    assert (ids[0], ids[-1]) == (encode.bos_token_id, encode.eos_token_id)
+
+
 def test_a_model_without_languages_takes_none(tmp_path):
     train = [write_rows(tmp_path / "train.jsonl", bilingual(10, 0))]
     options = {**TRAINING, "train": train, "steps": 1, "settings": ["task.vocab_size=300", "task.num_beams=1"]}
