@@ -130,6 +130,19 @@ def test_languages_of_the_training_are_the_default_here_and_in_transformers(one_
     assert copied["rewritten"] == "ape bee"
 
 
+def test_a_model_is_saved_with_its_changed_languages_and_long_sources(one_way, tmp_path):
+    model = stemformer.load(one_way).with_languages("ba", "en").with_long_sources("split")
+    model.save(tmp_path / "saved")
+    saved = stemformer.load(str(tmp_path / "saved"))
+    assert saved.task.metadata() == {**model.task.metadata(), "max_length": model.model.max_length}
+    assert (saved.task.config.source_language, saved.task.config.target_language) == ("ba", "en")
+    assert saved.task.long_sources == "split"
+    settings = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert settings["forced_bos_token_id"] == saved.tokenizer.language_ids["en"]
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")("ape").input_ids
+    assert ids[0] == saved.tokenizer.language_ids["ba"]
+
+
 @pytest.mark.parametrize("columns", [{}, COLUMNS])
 def test_training_again_removes_the_language_that_transformers_reads(both_ways, one_way, tmp_path, columns):
     train = [str(both_ways[0] / "dev.jsonl")]

@@ -381,12 +381,14 @@ class Pipeline:
         Raises:
             ConfigError: The directory exists and is not empty.
         """
-        target, task = Path(folder), read_task_info(self.path)
+        target = Path(folder)
+        # The task of this object, which may have other labels or languages than that of `path`.
+        task = None if self.task is None else self.task.metadata() | {"max_length": self.model.max_length}
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{folder} is not empty. Pass another directory.")
 
         def write(temporary: Path) -> None:
-            save_model(self.model, temporary, self.tokenizer, task=task or None)
+            save_model(self.model, temporary, self.tokenizer, task=task)
             copy_training_texts(find_model_folder(self.path), temporary)
 
         write_folder(target, write)

@@ -318,9 +318,12 @@ class Seq2Seq(Task):
         return 100 - chrf, not is_right, {**entry, "chrf": round(chrf, 1)}
 
     def metadata(self) -> dict[str, Any]:
-        return {**super().metadata(), **{name: getattr(self, name) for name in _STORED}}
+        stored = {name: getattr(self, name) for name in _STORED}
+        return {**super().metadata(), **stored, "long_sources": self.long_sources}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:
         super().load_metadata(metadata)
         for name in _STORED:
             setattr(self, name, metadata.get(name))
+        # Earlier versions did not store it.
+        self.long_sources = metadata.get("long_sources", "cut")
