@@ -255,9 +255,22 @@ def test_a_published_mbart_needs_languages_before_the_text(mbart50, tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "MBartTokenizer"}')
-    for options in ({}, {"source_language": "en", "target_language": "fr"}):
-        with pytest.raises(TokenizerError, match="mBART-cc25, with the language after each text, which is not"):
-            stemformer.rewrite(["abc"], model=str(tmp_path), **options)
+    # A copy keeps that, here and by transformers.
+    stemformer.load(str(tmp_path)).save(tmp_path / "copy")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "copy").save_pretrained(tmp_path / "theirs")
+    assert load_tokenizer(tmp_path / "theirs").has_final_language
+    for path in (tmp_path, tmp_path / "copy"):
+        for options in ({}, {"source_language": "en", "target_language": "fr"}):
+            with pytest.raises(TokenizerError, match="mBART-cc25, with the language after each text, which is not"):
+                stemformer.rewrite(["abc"], model=str(path), **options)
+    # Fine-tuning gives no advice that fails.
+    train = [write_rows(tmp_path / "train.jsonl", [{"source": a, "target": a} for a in LETTERS])]
+    said, progress = [], Silent()
+    progress.say = said.append
+    how = {**TRAINING, "model": str(tmp_path), "train": train, "steps": 1, "settings": ["task.num_written=1"]}
+    stemformer.finetune("seq2seq", out=str(tmp_path / "run"), progress=progress, **how)
+    (note,) = (line for line in said if "with the language" in line)
+    assert "after each text: this is not supported" in note and "--source-language" not in note
 
 
 def test_a_published_mbart_50_is_fine_tuned(mbart50, tmp_path):

@@ -170,8 +170,10 @@ def run_finetuning(
             expected = f"expected at most half of the {tokenizer.vocab_size} ids"
             raise ConfigError(f"task.num_beams is {task.config.num_beams}: {expected}.")
         if task.writes_texts and tokenizer.requires_languages and not config.task.has_languages:
-            advice = "pass --source-language and --target-language, or columns of them"
-            progress.say(f"note: {config.model} was trained with the language before each text: {advice}")
+            side, advice = "before", "pass --source-language and --target-language, or columns of them"
+            if tokenizer.has_final_language:
+                side, advice = "after", "this is not supported, it is trained without; an mBART-50 can have languages"
+            progress.say(f"note: {config.model} was trained with the language {side} each text: {advice}")
         config = with_learning_rate(config, model, found.config.optimizer.learning_rate if found else None)
         examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
         context, last = make_finetuning_context(
