@@ -9,7 +9,7 @@ import torch
 
 import stemformer
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.errors import ConfigError, DataError, TokenizerError
+from stemformer.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from stemformer.progress import Silent
 
 transformers = pytest.importorskip("transformers")
@@ -248,6 +248,8 @@ def test_a_published_mbart_50_writes_as_in_transformers(mbart50):
 
 def test_a_published_mbart_needs_languages_before_the_text(mbart50, tmp_path):
     folder, model, _ = mbart50
+    with pytest.raises(CheckpointError, match="Pass source_language and target_language to `rewrite`, or fine-tune"):
+        stemformer.load(str(folder)).with_languages("en", "fr")
     with pytest.raises(ConfigError, match=r"needs the source language.*: one of ar_AR, .* fr_XX, .* zh_CN"):
         stemformer.rewrite(["abc"], model=str(folder))
     with pytest.raises(TokenizerError, match=r"no language 'zh_TW' \(did you mean 'zh_CN'\?\)\. Expected one of ar_AR"):

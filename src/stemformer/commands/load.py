@@ -342,10 +342,15 @@ class Pipeline:
         """Return this model, which rewrites texts of other languages; `columns` as in `Seq2Seq.with_languages`.
 
         Raises:
+            CheckpointError: The model was only pre-trained.
             ConfigError: The model was trained for another task, or without languages.
         """
         if not any((source_language, target_language, *columns.values())):
             return self
+        if self.task is None and "seq2seq_lm" in self.model.heads:
+            problem = f"{self.path} was only pre-trained, so it has no languages of a training to change"
+            advice = "Pass source_language and target_language to `rewrite`, or fine-tune the model first"
+            raise CheckpointError(f"{problem}. {advice}.")
         task: Any = self.require_task()
         if not task.writes_texts:
             raise ConfigError(f"Languages apply to seq2seq, but {self.path} was trained for {task.config.name}.")
