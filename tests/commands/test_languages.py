@@ -2,15 +2,19 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import stemformer
+from stemformer.data.labelled.sequence_pairs import SourceTarget
 from stemformer.data.tokenization.tokenizer import load_tokenizer
 from stemformer.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from stemformer.progress import Silent
+from stemformer.tasks.seq2seq import find_languages
+from stemformer.tasks.task import TaskConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -182,6 +186,15 @@ def test_bad_options_are_refused(tmp_path, options, error, message):
     train = [write_rows(tmp_path / "train.jsonl", bilingual(10, 0))]
     with pytest.raises(error, match=message):
         stemformer.finetune(**{"task": "seq2seq", **TRAINING, "train": train, "out": str(tmp_path / "run"), **options})
+
+
+def test_spellings_of_a_language_are_one_and_a_wrong_code_names_its_row_and_column():
+    config = TaskConfig("seq2seq", target_language="__FR__", source_language_column="from")
+    pairs = [SourceTarget("a", ("b",), f"in.jsonl:{i + 1}", (code, None)) for i, code in enumerate(["EN", "en", "fr"])]
+    assert find_languages(config, pairs) == ["en", "fr"]
+    pairs[1] = replace(pairs[1], languages=("English", None))
+    with pytest.raises(DataError, match=r"in\.jsonl:2: Column 'from': Language 'English' is no code"):
+        find_languages(config, pairs)
 
 
 LETTERS = "abcdefghij"

@@ -41,6 +41,7 @@ from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import NOT_RANKED, format_metric, mean_std, metric_names
 from stemformer.tasks.predictions import WorstExamples
 from stemformer.tasks.registry import TASKS
+from stemformer.tasks.seq2seq import find_languages
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
@@ -245,9 +246,8 @@ def _save_new_model(config: FinetuneConfig, pairs: Sequence[SourceTarget], folde
     """Save a model of a recipe with random weights and a byte-level BPE vocabulary of both sides of the pairs."""
     targets = [text for pair in pairs for text in pair.targets or ()]
     task, seed = config.task, config.seed
-    codes = {task.source_language, task.target_language, *(code for pair in pairs for code in pair.languages)}
-    languages = sorted({code.strip("_") for code in codes if code is not None})
-    how: dict[str, Any] = {"vocab_size": task.vocab_size, "special_tokens": "bart", "languages": languages}
+    how: dict[str, Any] = {"vocab_size": task.vocab_size, "special_tokens": "bart"}
+    how["languages"] = find_languages(task, pairs)
     tokenizer = train_byte_bpe([*(pair.source for pair in pairs), *targets], **how, seed=seed)
     recipe = replace(find_recipe(config.model), seed=seed)
     model = make_initial_model(recipe, tokenizer, Silent())

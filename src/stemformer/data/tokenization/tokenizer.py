@@ -224,8 +224,8 @@ class Tokenizer:
         Raises:
             TokenizerError: The language is not known.
         """
-        known = {_plain_code(name): number for name, number in self.known_languages().items()}
-        wanted = _plain_code(code)
+        known = {plain_code(name): number for name, number in self.known_languages().items()}
+        wanted = plain_code(code)
         language, region = _split_code(wanted)
         similar = [
             number
@@ -527,7 +527,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _plain_code(code: str) -> str:
+def plain_code(code: str) -> str:
+    """Return the form of a language's code by which spellings such as `EN` and `en` are the same."""
     return code.strip("_").replace("-", "_").casefold()
 
 
