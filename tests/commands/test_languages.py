@@ -2,15 +2,19 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import stemformer
+from stemformer.data.labelled.sequence_pairs import SourceTarget
 from stemformer.data.tokenization.tokenizer import load_tokenizer
-from stemformer.errors import ConfigError, DataError, TokenizerError
+from stemformer.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from stemformer.progress import Silent
+from stemformer.tasks.seq2seq import find_languages
+from stemformer.tasks.task import TaskConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -130,6 +134,31 @@ def test_languages_of_the_training_are_the_default_here_and_in_transformers(one_
     assert copied["rewritten"] == "ape bee"
 
 
+def test_a_model_is_saved_with_its_changed_languages_and_long_sources(one_way, tmp_path):
+    model = stemformer.load(one_way).with_languages("ba", "en").with_long_sources("split")
+    model.save(tmp_path / "saved")
+    saved = stemformer.load(str(tmp_path / "saved"))
+    assert saved.task.metadata() == {**model.task.metadata(), "max_length": model.model.max_length}
+    assert (saved.task.config.source_language, saved.task.config.target_language) == ("ba", "en")
+    assert saved.task.long_sources == "split"
+    settings = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert settings["forced_bos_token_id"] == saved.tokenizer.language_ids["en"]
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")("ape").input_ids
+    assert ids[0] == saved.tokenizer.language_ids["ba"]
+
+
+@pytest.mark.parametrize("columns", [{}, COLUMNS])
+def test_training_again_removes_the_language_that_transformers_reads(both_ways, one_way, tmp_path, columns):
+    train = [str(both_ways[0] / "dev.jsonl")]
+    settings = ["task.num_beams=1", "task.num_written=2"]
+    options = {**TRAINING, "model": one_way, "train": train, "steps": 1, "settings": settings}
+    again = stemformer.finetune("seq2seq", out=str(tmp_path / "again"), **options, **columns)["model"]
+    assert "forced_bos_token_id" not in json.loads(Path(again, "generation_config.json").read_text())
+    encode = transformers.AutoTokenizer.from_pretrained(again)
+    ids = encode("ape").input_ids
+    assert (ids[0], ids[-1]) == (encode.bos_token_id, encode.eos_token_id)
+
+
 def test_a_model_without_languages_takes_none(tmp_path):
     train = [write_rows(tmp_path / "train.jsonl", bilingual(10, 0))]
     options = {**TRAINING, "train": train, "steps": 1, "settings": ["task.vocab_size=300", "task.num_beams=1"]}
@@ -157,6 +186,15 @@ def test_bad_options_are_refused(tmp_path, options, error, message):
     train = [write_rows(tmp_path / "train.jsonl", bilingual(10, 0))]
     with pytest.raises(error, match=message):
         stemformer.finetune(**{"task": "seq2seq", **TRAINING, "train": train, "out": str(tmp_path / "run"), **options})
+
+
+def test_spellings_of_a_language_are_one_and_a_wrong_code_names_its_row_and_column():
+    config = TaskConfig("seq2seq", target_language="__FR__", source_language_column="from")
+    pairs = [SourceTarget("a", ("b",), f"in.jsonl:{i + 1}", (code, None)) for i, code in enumerate(["EN", "en", "fr"])]
+    assert find_languages(config, pairs) == ["en", "fr"]
+    pairs[1] = replace(pairs[1], languages=("English", None))
+    with pytest.raises(DataError, match=r"in\.jsonl:2: Column 'from': Language 'English' is no code"):
+        find_languages(config, pairs)
 
 
 LETTERS = "abcdefghij"
@@ -223,6 +261,8 @@ def test_a_published_mbart_50_writes_as_in_transformers(mbart50):
 
 def test_a_published_mbart_needs_languages_before_the_text(mbart50, tmp_path):
     folder, model, _ = mbart50
+    with pytest.raises(CheckpointError, match="Pass source_language and target_language to `rewrite`, or fine-tune"):
+        stemformer.load(str(folder)).with_languages("en", "fr")
     with pytest.raises(ConfigError, match=r"needs the source language.*: one of ar_AR, .* fr_XX, .* zh_CN"):
         stemformer.rewrite(["abc"], model=str(folder))
     with pytest.raises(TokenizerError, match=r"no language 'zh_TW' \(did you mean 'zh_CN'\?\)\. Expected one of ar_AR"):
@@ -230,9 +270,22 @@ def test_a_published_mbart_needs_languages_before_the_text(mbart50, tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "MBartTokenizer"}')
-    for options in ({}, {"source_language": "en", "target_language": "fr"}):
-        with pytest.raises(TokenizerError, match="mBART-cc25, with the language after each text, which is not"):
-            stemformer.rewrite(["abc"], model=str(tmp_path), **options)
+    # A copy keeps that, here and by transformers.
+    stemformer.load(str(tmp_path)).save(tmp_path / "copy")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "copy").save_pretrained(tmp_path / "theirs")
+    assert load_tokenizer(tmp_path / "theirs").has_final_language
+    for path in (tmp_path, tmp_path / "copy"):
+        for options in ({}, {"source_language": "en", "target_language": "fr"}):
+            with pytest.raises(TokenizerError, match="mBART-cc25, with the language after each text, which is not"):
+                stemformer.rewrite(["abc"], model=str(path), **options)
+    # Fine-tuning gives no advice that fails.
+    train = [write_rows(tmp_path / "train.jsonl", [{"source": a, "target": a} for a in LETTERS])]
+    said, progress = [], Silent()
+    progress.say = said.append
+    how = {**TRAINING, "model": str(tmp_path), "train": train, "steps": 1, "settings": ["task.num_written=1"]}
+    stemformer.finetune("seq2seq", out=str(tmp_path / "run"), progress=progress, **how)
+    (note,) = (line for line in said if "with the language" in line)
+    assert "after each text: this is not supported" in note and "--source-language" not in note
 
 
 def test_a_published_mbart_50_is_fine_tuned(mbart50, tmp_path):

@@ -101,6 +101,14 @@ def test_saved_model_knows_its_training_texts_too(finetuned, tmp_path):
     assert not (tmp_path / "again" / "training_texts.npy").exists()
 
 
+def test_saved_model_has_its_renamed_labels(finetuned, tmp_path):
+    model = stemformer.load(str(finetuned("class")))
+    names = [f"class {number}" for number in range(len(model.task.labels))]
+    entries = [f"{old}={new}" for old, new in zip(model.task.labels, names, strict=True)]
+    model.with_labels(entries).save(tmp_path / "copy")
+    assert list(stemformer.load(str(tmp_path / "copy")).task.labels) == names
+
+
 def test_too_many_training_texts_are_not_stored(finetuned, labelled, tmp_path, monkeypatch):
     from stemformer.tasks.dataset import load_labelled_task, read_records
 

@@ -41,6 +41,7 @@ from stemformer.tasks.examples import TaskExamples
 from stemformer.tasks.metrics import NOT_RANKED, format_metric, mean_std, metric_names
 from stemformer.tasks.predictions import WorstExamples
 from stemformer.tasks.registry import TASKS
+from stemformer.tasks.seq2seq import find_languages
 from stemformer.tasks.task import Task, TaskConfig
 from stemformer.training.budget import TrainingBudget
 from stemformer.training.checkpoint import environment, read_checkpoint
@@ -177,8 +178,10 @@ def run_finetuning(
             expected = f"expected at most half of the {tokenizer.vocab_size} ids"
             raise ConfigError(f"task.num_beams is {task.config.num_beams}: {expected}.")
         if task.writes_texts and tokenizer.requires_languages and not config.task.has_languages:
-            advice = "pass --source-language and --target-language, or columns of them"
-            progress.say(f"note: {config.model} was trained with the language before each text: {advice}")
+            side, advice = "before", "pass --source-language and --target-language, or columns of them"
+            if tokenizer.has_final_language:
+                side, advice = "after", "this is not supported, it is trained without; an mBART-50 can have languages"
+            progress.say(f"note: {config.model} was trained with the language {side} each text: {advice}")
         config = with_learning_rate(config, model, found.config.optimizer.learning_rate if found else None)
         examples, dev, notes = encode_splits(data, tokenizer, max_length, progress)
         context, last = make_finetuning_context(
@@ -253,9 +256,8 @@ def _save_new_model(config: FinetuneConfig, pairs: Sequence[SourceTarget], folde
     """
     targets = [text for pair in pairs for text in pair.targets or ()]
     task, seed = config.task, config.seed
-    codes = {task.source_language, task.target_language, *(code for pair in pairs for code in pair.languages)}
-    languages = sorted({code.strip("_") for code in codes if code is not None})
-    how: dict[str, Any] = {"vocab_size": task.vocab_size, "special_tokens": "bart", "languages": languages}
+    how: dict[str, Any] = {"vocab_size": task.vocab_size, "special_tokens": "bart"}
+    how["languages"] = find_languages(task, pairs)
     tokenizer = train_byte_bpe([*(pair.source for pair in pairs), *targets], **how, seed=seed)
     recipe = replace(find_recipe(config.model), seed=seed)
     model = make_initial_model(recipe, tokenizer, Silent())

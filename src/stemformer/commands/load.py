@@ -340,10 +340,15 @@ class Pipeline:
         """Return this model, which rewrites texts of other languages; `columns` as in `Seq2Seq.with_languages`.
 
         Raises:
+            CheckpointError: The model was only pre-trained.
             ConfigError: The model was trained for another task, or without languages.
         """
         if not any((source_language, target_language, *columns.values())):
             return self
+        if self.task is None and "seq2seq_lm" in self.model.heads:
+            problem = f"{self.path} was only pre-trained, so it has no languages of a training to change"
+            advice = "Pass source_language and target_language to `rewrite`, or fine-tune the model first"
+            raise CheckpointError(f"{problem}. {advice}.")
         task: Any = self.require_task()
         if not task.writes_texts:
             raise ConfigError(f"Languages apply to seq2seq, but {self.path} was trained for {task.config.name}.")
@@ -379,12 +384,14 @@ class Pipeline:
         Raises:
             ConfigError: The directory exists and is not empty.
         """
-        target, task = Path(folder), read_task_info(self.path)
+        target = Path(folder)
+        # The task of this object, which may have other labels or languages than that of `path`.
+        task = None if self.task is None else self.task.metadata() | {"max_length": self.model.max_length}
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{folder} is not empty. Pass another directory.")
 
         def write(temporary: Path) -> None:
-            save_model(self.model, temporary, self.tokenizer, task=task or None)
+            save_model(self.model, temporary, self.tokenizer, task=task)
             copy_training_texts(find_model_folder(self.path), temporary)
 
         write_folder(target, write)

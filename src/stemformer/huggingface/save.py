@@ -78,8 +78,10 @@ def save_model(
         ids = {name: getattr(model.config, name) for name in names} | {"max_length": model.max_length}
         # Languages of all sources and targets.
         source, target = ((task or {}).get(f"{side}_language") for side in ("source", "target"))
-        if tokenizer is not None and source is not None:
-            prefix, suffix = (tokenizer.language_id(source),), (tokenizer.sep_token_id,)
+        if tokenizer is not None and tokenizer.language_ids and not (task is None and tokenizer.requires_languages):
+            # An earlier training may have left its language; a published mBART keeps its own default.
+            first = tokenizer.cls_token_id if source is None else tokenizer.language_id(source)
+            prefix, suffix = (first,), (tokenizer.sep_token_id,)
         if tokenizer is not None and target is not None:
             ids["forced_bos_token_id"] = tokenizer.language_id(target)
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")

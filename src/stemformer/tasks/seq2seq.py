@@ -25,7 +25,8 @@ from stemformer.data.examples.encoder_decoder import (
 from stemformer.data.labelled.sequence_pairs import SourceTarget
 from stemformer.data.labelled.splits import connected_groups
 from stemformer.data.text.sentences import sentence_ends
-from stemformer.data.tokenization.tokenizer import Tokenizer
+from stemformer.data.tokenization.tokenizer import Tokenizer, plain_code
+from stemformer.data.tokenization.trainers import check_language
 from stemformer.errors import ConfigError, DataError, TokenizerError
 from stemformer.models.model import Model
 from stemformer.objectives.losses import LossSum, linear_cross_entropy_sum
@@ -80,6 +81,28 @@ def _text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """Return the text of written tokens; those around a text, which a poor model repeats, are no part of it."""
     around = {tokenizer.cls_token_id, tokenizer.sep_token_id, *tokenizer.language_ids.values()}
     return tokenizer.decode([number for number in ids if number not in around]).strip()
+
+
+def find_languages(config: TaskConfig, pairs: Sequence[SourceTarget]) -> list[str]:
+    """Return the languages of the config and of all pairs, each in one spelling, for a new vocabulary.
+
+    Raises:
+        DataError: A column has a language that is no code.
+    """
+    # Where a language of a column occurs first.
+    found: dict[str, str] = {}
+    for pair in pairs:
+        for column, code in zip(config.language_columns, pair.languages, strict=True):
+            if code is not None:
+                found.setdefault(code.strip("_"), f"{pair.location}: Column '{column}'")
+    for code, location in found.items():
+        try:
+            check_language(code)
+        except TokenizerError as error:
+            raise DataError(f"{location}: {error}") from error
+    fixed = (code.strip("_") for code in (config.source_language, config.target_language) if code is not None)
+    # Of several spellings the last in this order, which is that of lower case.
+    return sorted({plain_code(code): code for code in sorted({*found, *fixed})}.values())
 
 
 class LanguageTokens:
@@ -318,9 +341,12 @@ class Seq2Seq(Task):
         return 100 - chrf, not is_right, {**entry, "chrf": round(chrf, 1)}
 
     def metadata(self) -> dict[str, Any]:
-        return {**super().metadata(), **{name: getattr(self, name) for name in _STORED}}
+        stored = {name: getattr(self, name) for name in _STORED}
+        return {**super().metadata(), **stored, "long_sources": self.long_sources}
 
     def load_metadata(self, metadata: dict[str, Any]) -> None:
         super().load_metadata(metadata)
         for name in _STORED:
             setattr(self, name, metadata.get(name))
+        # Earlier versions did not store it.
+        self.long_sources = metadata.get("long_sources", "cut")

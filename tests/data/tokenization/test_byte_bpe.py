@@ -200,7 +200,7 @@ def test_train_tokenizer_and_prepare_work_with_byte_bpe(make_text, tmp_path):
         ({"kind": "wordpiece", "languages": ["en"]}, ConfigError, "--languages needs a BPE with the special tokens"),
         ({"special_tokens": "bart", "num_sentinels": -1}, TokenizerError, "number of sentinels is -1: expected 0"),
         ({"special_tokens": "bart", "languages": ["english text"]}, TokenizerError, "'english text' is no code"),
-        ({"special_tokens": "bart", "languages": ["en", "en"]}, TokenizerError, "'en' occurs twice"),
+        ({"special_tokens": "bart", "languages": ["EN", "en"]}, TokenizerError, "'en' occurs twice"),
     ],
 )
 def test_invalid_options_are_refused(make_text, tmp_path, options, error, message):

@@ -31,6 +31,8 @@ SENTINEL, LANGUAGE = "<extra_id_{}>", "__{}__"
 _LANGUAGE_TOKEN = re.compile(LANGUAGE.format("(.+)") + "|([a-z]{2,3}_[A-Z]{2})")
 # Classes of transformers that put the language after a text.
 _FINAL_LANGUAGE_CLASSES = ("MBartTokenizer", "MBartTokenizerFast")
+# Key of tokenizer_config.json for the same in what is saved here.
+_FINAL_LANGUAGE_KEY = "has_final_language"
 SUBWORD_PREFIX = "##"
 END_OF_TEXT = "<|endoftext|>"
 # Longer words become [UNK], as in the 2018 code.
@@ -222,8 +224,8 @@ class Tokenizer:
         Raises:
             TokenizerError: The language is not known.
         """
-        known = {_plain_code(name): number for name, number in self.known_languages().items()}
-        wanted = _plain_code(code)
+        known = {plain_code(name): number for name, number in self.known_languages().items()}
+        wanted = plain_code(code)
         language, region = _split_code(wanted)
         similar = [
             number
@@ -319,6 +321,9 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {"model_max_length": model_max_length, "tokenizer_class": "PreTrainedTokenizerFast"}
+        if self.has_final_language:
+            # The class, which says so in a published folder, is another one here.
+            config[_FINAL_LANGUAGE_KEY] = True
         if self.kind == "wordpiece":
             config |= {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
             if self._bert_normalizer:
@@ -428,7 +433,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     except Exception as error:
         raise TokenizerError(f"{path} is not a tokenizer ({error}). Save it again.", damaged=True) from error
     tokenizer = Tokenizer(backend)
-    tokenizer.has_final_language = config.get("tokenizer_class") in _FINAL_LANGUAGE_CLASSES
+    is_final = config.get("tokenizer_class") in _FINAL_LANGUAGE_CLASSES
+    tokenizer.has_final_language = is_final or config.get(_FINAL_LANGUAGE_KEY) is True
     return tokenizer
 
 
@@ -521,7 +527,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _plain_code(code: str) -> str:
+def plain_code(code: str) -> str:
+    """Return the form of a language's code by which spellings such as `EN` and `en` are the same."""
     return code.strip("_").replace("-", "_").casefold()
 
 

@@ -28,6 +28,7 @@ from stemformer.data.tokenization.tokenizer import (
     Tokenizer,
     bert_backend,
     chunk_pattern,
+    plain_code,
     replace_surrogates,
 )
 from stemformer.errors import TokenizerError
@@ -161,11 +162,17 @@ def bart_special_tokens(num_sentinels: int = 0, languages: Sequence[str] = ()) -
     """
     if num_sentinels < 0:
         raise TokenizerError(f"The number of sentinels is {num_sentinels}: expected 0 or more, 100 in T5.")
-    if wrong := next((code for code in languages if not _LANGUAGE_CODE.fullmatch(code)), None):
-        raise TokenizerError(f"Language {wrong!r} is no code: expected one such as en, en_XX or eng_Latn.")
-    if twice := next((code for code, number in Counter(languages).items() if number > 1), None):
+    for code in languages:
+        check_language(code)
+    if twice := next((code for code, number in Counter(map(plain_code, languages)).items() if number > 1), None):
         raise TokenizerError(f"Language {twice!r} occurs twice. Remove one of them.")
     return (*BART_SPECIAL_TOKENS, *map(SENTINEL.format, range(num_sentinels)), *map(LANGUAGE.format, languages))
+
+
+def check_language(code: str) -> None:
+    """Raise TokenizerError if a language is no code."""
+    if not _LANGUAGE_CODE.fullmatch(code):
+        raise TokenizerError(f"Language {code!r} is no code: expected one such as en, en_XX or eng_Latn.")
 
 
 def sample_texts(
