@@ -109,7 +109,7 @@ def _write(
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = [hash_file(file) for file in sorted(find_model_folder(model.path).glob("*.safetensors"))]
-    header = {"model": str(model.path), "weights": weights, "precision": options.precision}
+    header: dict[str, Any] = {"model": str(model.path), "weights": weights, "precision": options.precision}
     header |= {**asdict(rewriter.config), "max_new_tokens": options.max_new_tokens}
     header |= {"long_sources": rewriter.long_sources, "languages": list(rewriter.languages)}
     with PartialJsonl(path, header, resume=options.resume) as rows:
