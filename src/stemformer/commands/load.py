@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from stemformer.commands.inspect import describe_model
 from stemformer.config import nearest
+from stemformer.data.text.readers import check_decoded
 from stemformer.device import autocast, choose_device, choose_precision, configure_allocator, set_threads
 from stemformer.errors import CheckpointError, ConfigError, DataError
 from stemformer.evaluation.few_shot.scoring import WITHIN_WORD_L2R, check_pll, score_texts
