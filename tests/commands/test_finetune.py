@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_clock import FakeClock
 from safetensors.torch import load_file
 
 import stemformer
@@ -310,19 +311,9 @@ def test_patience_ends_a_run_at_its_best_model(run, tmp_path, saved):
     assert_same_weights(best, tmp_path / "run" / "final")
 
 
-class Clock:
-    """Clock of the training loop that only a run itself advances: by a hundredth of a second each time it is read."""
-
-    now = 0.0
-
-    def perf_counter(self):
-        self.now += 0.01
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    made = Clock()
+    made = FakeClock()
     for module in (finetuning, loop, training_context):
         monkeypatch.setattr(module, "time", made)
     return made

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from fake_clock import FakeClock
 from interrupts import StopAt
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ from stemformer.io import read_jsonl
 from stemformer.models.model import make_model
 from stemformer.progress import Silent
 from stemformer.recipes import find_recipe
+from stemformer.training import context as training_context
 from stemformer.training import loop
 
 SETTINGS = [
@@ -214,7 +216,10 @@ def test_recipe_with_a_causal_start_has_none_from_a_trained_model(tiny, causal_r
     assert shown(init=model, settings=["objective.causal_start_ratio=0.5"]) == 0.5
 
 
-def test_causal_start_ends_within_a_phase_and_on_the_clock(tiny, tmp_path):
+def test_causal_start_ends_within_a_phase_and_on_the_clock(tiny, tmp_path, monkeypatch):
+    clock = FakeClock()
+    for module in (loop, training_context):
+        monkeypatch.setattr(module, "time", clock)
     phases = "phases=[{start_ratio=0.25, size=4, sequence_length=48}]"
     config = with_settings(find_recipe("modernbert_tiny"), [*CAUSAL, phases])
     assert [(start, batch.sequence_length) for start, batch in config.all_phases()] == [

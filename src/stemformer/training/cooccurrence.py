@@ -233,7 +233,8 @@ def _symmetric_factors(matrix: "sparse.csr_matrix", size: int, generator: torch.
         # In float32 it fails for few distinct values, as of texts of a dozen words.
         values, vectors = (x.float() for x in torch.linalg.eigh((basis.T @ _multiply(matrix, basis)).double()))
         shift = max(shift, -float(values[0]))
-    return _pad_columns(basis @ vectors.flip(1)[:, :size] * values.flip(0)[:size].clamp(min=0).sqrt(), size)
+    factors = basis @ vectors.flip(1)[:, :size] * values.flip(0)[:size].clamp(min=0).sqrt()
+    return _pad_columns(factors * _signs(factors), size)
 
 
 def _singular_factors(
@@ -251,7 +252,15 @@ def _singular_factors(
     # The matrix is about left @ upper.T @ basis.T.
     u, values, vt = torch.linalg.svd(upper.T)
     scale = values[:size].sqrt()
-    return _pad_columns(left @ u[:, :size] * scale, size), _pad_columns(basis @ vt[:size].T * scale, size)
+    factors = left @ u[:, :size] * scale
+    signs = _signs(factors)
+    return _pad_columns(factors * signs, size), _pad_columns(basis @ vt[:size].T * scale * signs, size)
+
+
+def _signs(factors: Vectors) -> Float[Tensor, "E"]:
+    """Return the sign of the largest entry of each column: which one a factorization gives depends on rounding."""
+    largest = factors.abs().argmax(0, keepdim=True)
+    return torch.where(factors.gather(0, largest)[0] < 0, -1.0, 1.0)
 
 
 def _random_basis(vocab_size: int, size: int, generator: torch.Generator) -> Vectors:
