@@ -141,7 +141,12 @@ class DenoisingConfig:
     @property
     def example_settings(self) -> tuple[object, ...]:
         """What decides which text an example has: whether it leaves room for sentinels."""
-        return (self.unit == "word" and self.noise.replace == "sentinel" and self.noise.target == "lost",)
+        return (self.adds_sentinels_to_words,)
+
+    @property
+    def adds_sentinels_to_words(self) -> bool:
+        """Whether the decoder writes lost words after sentinels, which may be more tokens than the text has."""
+        return self.unit == "word" and self.noise.replace == "sentinel" and self.noise.target == "lost"
 
     @property
     def writes(self) -> str | None:
@@ -182,8 +187,7 @@ class Denoising:
 
     def make_examples(self, shards: Shards, sequence_length: int) -> PackedDataset:
         self._check_length(sequence_length)
-        made = self.config.noise
-        if self.config.unit == "word" and made.replace == "sentinel" and made.target == "lost":
+        if self.config.adds_sentinels_to_words:
             # Words that are lost may be nearly all tokens of a text: with the sentinels up to two more than it has.
             sequence_length -= 2
         return pack_documents(shards, sequence_length=sequence_length, ends="sentence")

@@ -73,16 +73,15 @@ def source_pieces(
     *,
     max_tokens: int,
     long_sources: Literal["cut", "split"],
+    ids: Int[np.ndarray, "_"],
     max_sentences: int | None = None,
-    ids: Int[np.ndarray, "_"] | None = None,
 ) -> list[SourcePiece]:
     """Return a source as one piece, cut if it is too long, or split if it has more tokens or sentences than a piece.
 
     Args:
         encode: As for `split_source`.
-        ids: The tokens of the text, if they are known.
+        ids: The tokens of the text.
     """
-    ids = encode(text) if ids is None else ids
     if long_sources == "split":
         is_long = len(ids) > max_tokens
         if is_long or (max_sentences is not None and len(sentence_ends(text)) > max_sentences):
